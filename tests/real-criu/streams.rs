@@ -1,7 +1,8 @@
 //! From a running tree to a stored image and back, as users chain the filters.
 //!
 //! In every script the images directories are `dump` and `restore`, and
-//! progress goes to files with the same names and `.progress`.
+//! progress goes to files with the same names and `.progress`. Background jobs
+//! are waited for by process id: bash forgets the `%1` of a job that has ended.
 
 use std::fs;
 
@@ -65,10 +66,12 @@ fn a_tree_of_twelve_processes_goes_on_after_three_shards_through_zstd() {
         &bench,
         &mut victim,
         "mkfifo 0 1 2
-        zstd -q < 0 > 0.zst & zstd -q < 1 > 1.zst & zstd -q < 2 > 2.zst &
+        zstd -q < 0 > 0.zst & a=$!
+        zstd -q < 1 > 1.zst & b=$!
+        zstd -q < 2 > 2.zst & c=$!
         criu-sock-capture -D dump -p 3 3>dump.progress |
             shard-split -s 10,11,12 10>0 11>1 12>2 &&
-            wait %1 && wait %2 && wait %3",
+            wait $a && wait $b && wait $c",
     );
     restore_from(
         &bench,
@@ -117,10 +120,10 @@ fn a_tarball_travels_with_the_image() {
     restore_from(
         &bench,
         "mkfifo tar
-        tar -C unpacked -xf - < tar &
+        tar -C unpacked -xf - < tar & unpacking=$!
         zstd -dc image.zst |
             image-serve -D restore -e fs.tar:4 4>tar -p 3 3>restore.progress &&
-            wait %1",
+            wait $unpacking",
     );
     victim.must_go_on(&dumped);
     let settings = fs::read_to_string(unpacked.join("settings")).expect("read the unpacked file");
@@ -159,10 +162,10 @@ fn a_tree_migrates_through_shards_joined_by_pipes() {
         "migrate",
         "mkfifo 0 1 2
         criu-sock-capture -D dump -p 3 3>dump.progress |
-            shard-split -s 10,11,12 10>0 11>1 12>2 &
+            shard-split -s 10,11,12 10>0 11>1 12>2 & source=$!
         shard-merge -s 10,11,12 10<0 11<1 12<2 |
             image-serve -D restore -p 3 3>restore.progress &&
-            wait %1",
+            wait $source",
     );
     pipeline.wait_for_progress("dump.progress", "socket-init");
     bench

@@ -6,6 +6,8 @@ use std::io::Read;
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::thread::sleep;
+use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitPidFlag, waitpid};
@@ -150,14 +152,14 @@ impl Drop for Victim {
         for pid in pids.iter().copied().filter(|pid| self.owns(*pid)) {
             let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
         }
-        // The root may be this process's child by birth or by restore.
-        let _ = self.root.try_wait();
+        // They become this process's children, to be reaped, one generation
+        // after the other.
         for _ in 0..100 {
-            pids.retain(|pid| !is_gone(*pid) && is_child(*pid));
+            pids.retain(|pid| !is_gone(*pid));
             if pids.is_empty() {
                 break;
             }
-            std::thread::sleep(std::time::Duration::from_millis(20));
+            sleep(Duration::from_millis(20));
         }
     }
 }
@@ -173,10 +175,6 @@ fn pids(statuses: &Statuses) -> Vec<i32> {
 fn is_gone(pid: i32) -> bool {
     let _ = waitpid(Pid::from_raw(pid), Some(WaitPidFlag::WNOHANG));
     !Path::new(&format!("/proc/{pid}")).exists()
-}
-
-fn is_child(pid: i32) -> bool {
-    waitpid(Pid::from_raw(pid), Some(WaitPidFlag::WNOHANG)).is_ok()
 }
 
 /// `None` if the file is only being written for the first time.
