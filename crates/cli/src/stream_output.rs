@@ -119,7 +119,7 @@ impl StreamOutput {
 impl OutputError {
     /// Nobody reads the stream any more.
     pub fn reader_gone() -> OutputError {
-        OutputError(io::Error::from_raw_os_error(nix::libc::EPIPE))
+        OutputError(io::ErrorKind::BrokenPipe.into())
     }
 }
 
