@@ -1,1 +1,24 @@
-//! x
+//! Linux pipes and what can stand at their ends.
+//!
+//! The filters move an image by passing page references from pipe to pipe; every system call of
+//! that path is here, behind a safe function that is named after what it does:
+//!
+//! - [`pipe`]: making pipes, their capacity, what is queued in them;
+//! - [`mod@splice`]: moving pages without copying them;
+//! - [`Endpoint`]: a descriptor that carries a stream, and the four kinds that it can be;
+//! - [`Mover`]: moving bytes from any endpoint to any other;
+//! - [`mod@poll`]: waiting;
+//! - [`inherit`]: the descriptors and signal dispositions that a program is started with.
+//!
+//! All `unsafe` code of the project is in this crate. DESIGN.md section 6 has the measurements
+//! that decided how it works.
+
+mod endpoint;
+pub mod inherit;
+mod mover;
+pub mod pipe;
+pub mod poll;
+pub mod splice;
+
+pub use endpoint::{Endpoint, Kind};
+pub use mover::{MoveError, Mover};

@@ -1,0 +1,129 @@
+//! What a stream comes from or goes to.
+
+use crate::inherit::{self, Direction, Refusal};
+use crate::{pipe, poll};
+use nix::sys::socket::{SockType, getsockopt, sockopt};
+use nix::sys::stat::{SFlag, fstat};
+use std::io::{self, ErrorKind, IsTerminal, Read, Write};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
+
+/// The kinds of descriptor that carry a stream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// A pipe or a FIFO.
+    Pipe,
+    /// A regular file.
+    File,
+    /// A stream socket, UNIX or TCP.
+    Socket,
+    /// A device that isn't a terminal, such as `/dev/null`.
+    Device,
+}
+
+/// An open descriptor that carries a stream, in one direction.
+///
+/// Reading and writing wait as long as they must, also where another program has made the
+/// descriptor, which it may share with us, non-blocking.
+#[derive(Debug)]
+pub struct Endpoint {
+    fd: OwnedFd,
+    kind: Kind,
+}
+
+impl Endpoint {
+    /// Takes over a descriptor that the program was started with, and grows it if it is a pipe.
+    /// Each number must be taken at most once.
+    pub fn inherit(number: RawFd, direction: Direction) -> Result<Endpoint, Refusal> {
+        Endpoint::new(inherit::take(number, direction)?)
+    }
+
+    /// Sees what kind of endpoint the descriptor is, and grows it if it is a pipe.
+    pub fn new(fd: OwnedFd) -> Result<Endpoint, Refusal> {
+        let kind = kind(&fd)?;
+        if kind == Kind::Pipe {
+            // As large as it gets; smaller is slower, and no error.
+            let _ = pipe::grow(&fd, pipe::WANTED);
+        }
+        Ok(Endpoint { fd, kind })
+    }
+
+    /// What it is.
+    pub fn kind(&self) -> Kind {
+        self.kind
+    }
+
+    /// Closes the descriptor and says what the kernel has kept for the last moment: on some file
+    /// systems that is when a full disk shows.
+    pub fn close(self) -> io::Result<()> {
+        nix::unistd::close(self.fd).map_err(io::Error::from)
+    }
+}
+
+fn kind(fd: &OwnedFd) -> Result<Kind, Refusal> {
+    let stat = fstat(fd).map_err(|_| Refusal::NotOpen)?;
+    match SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT {
+        SFlag::S_IFIFO => Ok(Kind::Pipe),
+        SFlag::S_IFREG => Ok(Kind::File),
+        SFlag::S_IFSOCK => match getsockopt(fd, sockopt::SockType) {
+            Ok(SockType::Stream) => Ok(Kind::Socket),
+            _ => Err(Refusal::NoStream),
+        },
+        SFlag::S_IFCHR if fd.is_terminal() => Err(Refusal::Terminal),
+        SFlag::S_IFCHR => Ok(Kind::Device),
+        _ => Err(Refusal::NoStream),
+    }
+}
+
+impl AsFd for Endpoint {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+impl Read for Endpoint {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        Read::read(&mut &*self, buffer)
+    }
+}
+
+impl Read for &Endpoint {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        loop {
+            match nix::unistd::read(&self.fd, buffer).map_err(io::Error::from) {
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                    poll::wait_readable(&self.fd)?;
+                }
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                result => return result,
+            }
+        }
+    }
+}
+
+impl Write for Endpoint {
+    fn write(&mut self, buffer: &[u8]) -> io::Result<usize> {
+        Write::write(&mut &*self, buffer)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Write for &Endpoint {
+    fn write(&mut self, buffer: &[u8]) -> io::Result<usize> {
+        loop {
+            match nix::unistd::write(&self.fd, buffer).map_err(io::Error::from) {
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                    poll::wait_writable(&self.fd)?;
+                }
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                result => return result,
+            }
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}

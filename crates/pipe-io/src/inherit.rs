@@ -1,0 +1,110 @@
+//! What a program is started with: descriptors by number, signals that are ignored.
+
+use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl};
+use nix::sys::signal::Signal;
+use std::fmt;
+use std::os::fd::{BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::sync::atomic::{AtomicU8, Ordering};
+
+/// What a descriptor is wanted for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Direction {
+    /// Reading.
+    Input,
+    /// Writing.
+    Output,
+}
+
+/// Why a descriptor cannot carry a stream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// There is no such descriptor.
+    NotOpen,
+    /// A terminal carries no image.
+    Terminal,
+    /// It was opened for writing only.
+    NotReadable,
+    /// It was opened for reading only.
+    NotWritable,
+    /// A directory, a datagram socket, or the like.
+    NoStream,
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Refusal::NotOpen => "is not open",
+            Refusal::Terminal => "is a terminal",
+            Refusal::NotReadable => "is not open for reading",
+            Refusal::NotWritable => "is not open for writing",
+            Refusal::NoStream => "is not a pipe, a FIFO, a file or a stream socket",
+        })
+    }
+}
+
+impl std::error::Error for Refusal {}
+
+/// Takes over the descriptor with this number, and keeps it from programs that we start.
+///
+/// Each number must be taken at most once in the life of the program.
+pub fn take(number: RawFd, direction: Direction) -> Result<OwnedFd, Refusal> {
+    check_open(number, direction)?;
+    // SAFETY: `check_open` has seen that the descriptor is open, and by this function's contract
+    // nobody else in the program owns it.
+    let fd = unsafe { OwnedFd::from_raw_fd(number) };
+    // Cannot fail on an open descriptor.
+    let _ = fcntl(&fd, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC));
+    Ok(fd)
+}
+
+/// Which of the descriptors 0, 1 and 2 the program was started without, as bits.
+static CLOSED_AT_START: AtomicU8 = AtomicU8::new(0);
+
+/// Runs before Rust's own start-up code, which opens `/dev/null` in the place of a standard
+/// descriptor that is closed: an image written there would be lost without a word.
+// SAFETY: the section holds pointers to functions of this type, which the C library calls once
+// before `main`; the function needs nothing that is not there so early.
+#[used]
+#[unsafe(link_section = ".init_array")]
+static NOTE_CLOSED: extern "C" fn() = note_closed;
+
+extern "C" fn note_closed() {
+    for number in 0..3 {
+        // SAFETY: asks the kernel about a number; takes and gives no memory.
+        if unsafe { libc::fcntl(number, libc::F_GETFD) } == -1 {
+            CLOSED_AT_START.fetch_or(1 << number, Ordering::Relaxed);
+        }
+    }
+}
+
+fn was_closed_at_start(number: RawFd) -> bool {
+    (0..3).contains(&number) && CLOSED_AT_START.load(Ordering::Relaxed) & (1 << number) != 0
+}
+
+fn check_open(number: RawFd, direction: Direction) -> Result<(), Refusal> {
+    if number < 0 || was_closed_at_start(number) {
+        return Err(Refusal::NotOpen);
+    }
+    // SAFETY: the number is not -1, and it is only asked about while borrowed: if it is not
+    // open the kernel says EBADF.
+    let fd = unsafe { BorrowedFd::borrow_raw(number) };
+    let flags = fcntl(fd, FcntlArg::F_GETFL).map_err(|_| Refusal::NotOpen)?;
+    let flags = OFlag::from_bits_retain(flags);
+    match (direction, flags & OFlag::O_ACCMODE) {
+        _ if flags.contains(OFlag::O_PATH) => Err(Refusal::NoStream),
+        (Direction::Input, OFlag::O_WRONLY) => Err(Refusal::NotReadable),
+        (Direction::Output, OFlag::O_RDONLY) => Err(Refusal::NotWritable),
+        _ => Ok(()),
+    }
+}
+
+/// Whether the program was started with the signal ignored (as `nohup` does), which a polite
+/// program leaves so.
+pub fn is_ignored(signal: Signal) -> bool {
+    let mut action = std::mem::MaybeUninit::<libc::sigaction>::zeroed();
+    // SAFETY: a null new action makes this a question; the answer goes into `action`.
+    let asked = unsafe { libc::sigaction(signal as i32, std::ptr::null(), action.as_mut_ptr()) };
+    // SAFETY: all zeros is a valid `sigaction`, whether or not the kernel has filled it.
+    let action = unsafe { action.assume_init() };
+    asked == 0 && action.sa_sigaction == libc::SIG_IGN
+}

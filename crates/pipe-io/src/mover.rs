@@ -1,0 +1,212 @@
+//! Moving bytes from any endpoint to any other.
+
+use crate::pipe::Pipe;
+use crate::{Endpoint, Kind, poll, splice};
+use std::fmt;
+use std::io::{self, ErrorKind, Read, Write};
+
+/// Moves bytes between endpoints of any two kinds, without copying them through user memory
+/// where the kernel can do without.
+///
+/// From or to a pipe that is one splice. Between two endpoints that aren't pipes the bytes rest
+/// in a pipe of the mover's own. A descriptor that cannot be spliced (opened with O_APPEND, or
+/// on an unusual file system) is read and written.
+#[derive(Debug, Default)]
+pub struct Mover {
+    scratch: Option<Scratch>,
+    copies: bool,
+}
+
+#[derive(Debug)]
+struct Scratch {
+    read: Endpoint,
+    write: Endpoint,
+}
+
+/// Why bytes could not be moved, and on which side.
+#[derive(Debug)]
+pub enum MoveError {
+    /// The input failed.
+    Input(io::Error),
+    /// The output failed.
+    Output(io::Error),
+}
+
+impl Mover {
+    /// Moves up to `length` bytes, and waits for the first of them. 0 at the end of the input.
+    pub fn some(&mut self, from: &Endpoint, to: &Endpoint, length: u64) -> Result<usize, MoveError> {
+        // One call to splice moves at most 2 GiB.
+        let length = length.min(1 << 30) as usize;
+        if self.copies {
+            return copy(from, to, length);
+        }
+        let moved = if from.kind() == Kind::Pipe || to.kind() == Kind::Pipe {
+            direct(from, to, length)
+        } else {
+            self.through_scratch(from, to, length)
+        };
+        match moved {
+            Err(error) if error.is_unsupported() => {
+                self.copies = true;
+                copy(from, to, length)
+            }
+            moved => moved,
+        }
+    }
+
+    fn through_scratch(
+        &mut self,
+        from: &Endpoint,
+        to: &Endpoint,
+        length: usize,
+    ) -> Result<usize, MoveError> {
+        let scratch = match &mut self.scratch {
+            Some(scratch) => scratch,
+            none => none.insert(Scratch::new().map_err(MoveError::Input)?),
+        };
+        let staged = direct(from, &scratch.write, length)?;
+        let mut left = staged;
+        while left > 0 {
+            left -= match direct(&scratch.read, to, left) {
+                // What is staged must not be lost.
+                Err(error) if error.is_unsupported() => copy(&scratch.read, to, left),
+                moved => moved,
+            }?;
+        }
+        Ok(staged)
+    }
+}
+
+impl Scratch {
+    fn new() -> io::Result<Scratch> {
+        let Pipe { read, write } = Pipe::new()?;
+        let endpoint = |fd| Endpoint::new(fd).map_err(io::Error::other);
+        Ok(Scratch { read: endpoint(read)?, write: endpoint(write)? })
+    }
+}
+
+impl MoveError {
+    /// Whether the descriptors are such that the kernel cannot splice them.
+    fn is_unsupported(&self) -> bool {
+        let (MoveError::Input(error) | MoveError::Output(error)) = self;
+        error.kind() == ErrorKind::InvalidInput
+    }
+}
+
+/// One splice between two endpoints, one of which is a pipe.
+fn direct(from: &Endpoint, to: &Endpoint, length: usize) -> Result<usize, MoveError> {
+    loop {
+        match splice::splice(from, to, length) {
+            Ok(moved) => return Ok(moved),
+            Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                // Somebody who shares a descriptor made it non-blocking.
+                poll::wait_readable(from).map_err(MoveError::Input)?;
+                poll::wait_writable(to).map_err(MoveError::Output)?;
+            }
+            // A pipe cannot fail as an input.
+            Err(error) if from.kind() == Kind::Pipe || error.kind() == ErrorKind::BrokenPipe => {
+                return Err(MoveError::Output(error));
+            }
+            Err(error) => return Err(MoveError::Input(error)),
+        }
+    }
+}
+
+fn copy(mut from: &Endpoint, mut to: &Endpoint, length: usize) -> Result<usize, MoveError> {
+    let mut buffer = [0; 1 << 16];
+    let (window, _) = buffer.split_at_mut(length.min(1 << 16));
+    let read = from.read(window).map_err(MoveError::Input)?;
+    let (bytes, _) = window.split_at(read);
+    to.write_all(bytes).map_err(MoveError::Output)?;
+    Ok(read)
+}
+
+impl fmt::Display for MoveError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (MoveError::Input(error) | MoveError::Output(error)) = self;
+        error.fmt(f)
+    }
+}
+
+impl std::error::Error for MoveError {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs::{self, File, OpenOptions};
+    use std::os::unix::net::UnixStream;
+    use std::path::{Path, PathBuf};
+
+    const LENGTH: usize = 3 << 20;
+
+    /// Where the bytes of a test come from or go to: the endpoint, and what feeds or empties it.
+    struct Place {
+        endpoint: Endpoint,
+        far: Option<File>,
+        path: Option<PathBuf>,
+    }
+
+    fn endpoint(fd: impl Into<std::os::fd::OwnedFd>) -> Endpoint {
+        Endpoint::new(fd.into()).unwrap()
+    }
+
+    fn place(kind: &str, input: bool, folder: &Path, bytes: &[u8]) -> Place {
+        match kind {
+            "pipe" => {
+                let Pipe { read, write } = Pipe::new().unwrap();
+                let (near, far) = if input { (read, write) } else { (write, read) };
+                Place { endpoint: endpoint(near), far: Some(far.into()), path: None }
+            }
+            "socket" => {
+                let (near, far) = UnixStream::pair().unwrap();
+                let far = File::from(std::os::fd::OwnedFd::from(far));
+                Place { endpoint: endpoint(near), far: Some(far), path: None }
+            }
+            _ => {
+                let path = folder.join(format!("{kind}-{input}"));
+                fs::write(&path, if input { bytes } else { b"" }).unwrap();
+                let append = !input && kind == "append";
+                let file = OpenOptions::new().read(input).write(!input).append(append).open(&path);
+                Place { endpoint: endpoint(file.unwrap()), far: None, path: Some(path) }
+            }
+        }
+    }
+
+    #[test]
+    fn bytes_move_between_all_kinds_of_endpoint() {
+        let folder = std::env::temp_dir().join(format!("pipe-io-mover-{}", std::process::id()));
+        fs::create_dir(&folder).unwrap();
+        let bytes: Vec<u8> = (0..LENGTH).map(|i| (i * i >> 7) as u8).collect();
+        for input in ["pipe", "socket", "file"] {
+            for output in ["pipe", "socket", "file", "append"] {
+                let from = place(input, true, &folder, &bytes);
+                let to = place(output, false, &folder, &bytes);
+                let received = move_all(from, to, &bytes);
+                assert!(received == bytes, "{input} to {output}");
+            }
+        }
+        fs::remove_dir_all(&folder).unwrap();
+    }
+
+    fn move_all(from: Place, to: Place, bytes: &[u8]) -> Vec<u8> {
+        std::thread::scope(|scope| {
+            if let Some(mut far) = from.far {
+                scope.spawn(move || far.write_all(bytes).unwrap());
+            }
+            let reader = to.far.map(|mut far| {
+                scope.spawn(move || {
+                    let mut received = Vec::new();
+                    far.read_to_end(&mut received).unwrap();
+                    received
+                })
+            });
+            let mut mover = Mover::default();
+            while mover.some(&from.endpoint, &to.endpoint, u64::MAX).unwrap() > 0 {}
+            drop(to.endpoint);
+            match reader {
+                Some(reader) => reader.join().unwrap(),
+                None => fs::read(to.path.unwrap()).unwrap(),
+            }
+        })
+    }
+}

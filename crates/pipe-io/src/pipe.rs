@@ -1,0 +1,120 @@
+//! Pipes: making them, their capacity, what is queued in them.
+
+use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use std::fs;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+/// Bytes in a page slot.
+pub const PAGE: usize = 4096;
+
+/// The capacity that we want of a pipe, in bytes. CRIU has trouble with larger ones. At a
+/// quarter of it one splice hop moves half as much per second, and costs twice the CPU time
+/// (DESIGN.md section 6).
+pub const WANTED: usize = 4 << 20;
+
+/// The two ends of a pipe.
+#[derive(Debug)]
+pub struct Pipe {
+    /// Where bytes come out.
+    pub read: OwnedFd,
+    /// Where bytes go in.
+    pub write: OwnedFd,
+}
+
+impl Pipe {
+    /// A pipe of the default capacity, kept from programs that we start.
+    pub fn new() -> io::Result<Pipe> {
+        let (read, write) = nix::unistd::pipe2(OFlag::O_CLOEXEC)?;
+        Ok(Pipe { read, write })
+    }
+}
+
+/// The capacity of a pipe in bytes, by either of its ends.
+pub fn capacity(fd: impl AsFd) -> io::Result<usize> {
+    Ok(fcntl(fd, FcntlArg::F_GETPIPE_SZ)? as usize)
+}
+
+/// Grows a pipe to `wanted` bytes, or to the most that is allowed, and returns its capacity.
+///
+/// Past `/proc/sys/fs/pipe-max-size` `F_SETPIPE_SZ` needs CAP_SYS_RESOURCE, and fails without
+/// leaving the pipe any larger: taking that for an answer costs ten times the speed. A pipe
+/// never shrinks here; where it cannot grow it stays as it is.
+pub fn grow(fd: impl AsFd, wanted: usize) -> io::Result<usize> {
+    /// What was refused last: no use in asking again.
+    static REFUSED: AtomicUsize = AtomicUsize::new(usize::MAX);
+
+    let fd = fd.as_fd();
+    let now = capacity(fd)?;
+    let mut wanted = wanted;
+    if wanted >= REFUSED.load(Ordering::Relaxed) {
+        wanted = max_size();
+    }
+    while wanted > now {
+        match fcntl(fd, FcntlArg::F_SETPIPE_SZ(wanted.min(i32::MAX as usize) as i32)) {
+            Ok(capacity) => return Ok(capacity as usize),
+            Err(Errno::EINTR) => {}
+            Err(Errno::EPERM) if wanted > max_size() => {
+                REFUSED.fetch_min(wanted, Ordering::Relaxed);
+                wanted = max_size();
+            }
+            // pipe-user-pages-soft, or no memory: less may still do.
+            Err(_) => wanted /= 2,
+        }
+    }
+    Ok(now)
+}
+
+/// The largest capacity that needs no privilege, in bytes.
+fn max_size() -> usize {
+    static CACHED: AtomicUsize = AtomicUsize::new(0);
+    const KERNEL_DEFAULT: usize = 1 << 20;
+
+    match CACHED.load(Ordering::Relaxed) {
+        0 => {
+            let size = fs::read_to_string("/proc/sys/fs/pipe-max-size")
+                .ok()
+                .and_then(|text| text.trim().parse().ok())
+                .unwrap_or(KERNEL_DEFAULT);
+            CACHED.store(size, Ordering::Relaxed);
+            size
+        }
+        size => size,
+    }
+}
+
+/// How many bytes can be read from a pipe or a socket at once. Says nothing about page slots.
+///
+/// It takes the pipe's mutex: a writer in the middle of a large write makes it wait.
+pub fn queued(fd: impl AsFd) -> io::Result<usize> {
+    nix::ioctl_read_bad!(fionread, libc::FIONREAD, libc::c_int);
+
+    let mut bytes: libc::c_int = 0;
+    // SAFETY: FIONREAD writes one int, to a valid place, and keeps nothing.
+    unsafe { fionread(fd.as_fd().as_raw_fd(), &mut bytes) }?;
+    Ok(usize::try_from(bytes).unwrap_or(0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write;
+
+    #[test]
+    fn a_pipe_grows_to_what_is_allowed_and_never_shrinks() {
+        let pipe = Pipe::new().unwrap();
+        let grown = grow(&pipe.write, usize::MAX >> 1).unwrap();
+        assert!(grown >= max_size().min(1 << 20), "{grown}");
+        assert_eq!(capacity(&pipe.read).unwrap(), grown);
+        assert_eq!(grow(&pipe.read, PAGE).unwrap(), grown);
+    }
+
+    #[test]
+    fn queued_counts_bytes() {
+        let pipe = Pipe::new().unwrap();
+        std::fs::File::from(pipe.write).write_all(b"12345").unwrap();
+        assert_eq!(queued(&pipe.read).unwrap(), 5);
+    }
+}

@@ -1,0 +1,42 @@
+//! Waiting until something can be done.
+
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollTimeout};
+use std::io;
+use std::os::fd::AsFd;
+
+pub use nix::poll::PollFlags;
+
+/// Waits until one of the descriptors is ready, for ever if need be.
+pub fn wait(fds: &mut [PollFd<'_>]) -> io::Result<()> {
+    call(fds, PollTimeout::NONE).map(drop)
+}
+
+/// Looks at the descriptors without waiting; `true` when one of them is ready.
+pub fn look(fds: &mut [PollFd<'_>]) -> io::Result<bool> {
+    Ok(call(fds, PollTimeout::ZERO)? > 0)
+}
+
+/// Whether a read would return at once: with bytes, an end or an error.
+pub fn is_readable(fd: impl AsFd) -> io::Result<bool> {
+    look(&mut [PollFd::new(fd.as_fd(), PollFlags::POLLIN)])
+}
+
+/// Waits until a read would return at once.
+pub fn wait_readable(fd: impl AsFd) -> io::Result<()> {
+    wait(&mut [PollFd::new(fd.as_fd(), PollFlags::POLLIN)])
+}
+
+/// Waits until a write of a page would return at once.
+pub fn wait_writable(fd: impl AsFd) -> io::Result<()> {
+    wait(&mut [PollFd::new(fd.as_fd(), PollFlags::POLLOUT)])
+}
+
+fn call(fds: &mut [PollFd<'_>], timeout: PollTimeout) -> io::Result<i32> {
+    loop {
+        match nix::poll::poll(fds, timeout) {
+            Err(Errno::EINTR) => {}
+            result => return result.map_err(io::Error::from),
+        }
+    }
+}

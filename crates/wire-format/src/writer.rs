@@ -1,0 +1,96 @@
+//! Putting markers into a stream.
+
+use crate::{Body, FileName, ImageId, Marker};
+use std::io::{self, Write};
+
+/// Numbers the markers of a stream and writes as many as it can with one call.
+///
+/// Markers are collected until [`StreamWriter::flush`]. The payload that a marker announces is
+/// put into the sink by the caller, after a flush.
+#[derive(Debug)]
+pub struct StreamWriter<W> {
+    sink: W,
+    next_seq: u64,
+    image_id: Option<ImageId>,
+    current: Option<FileName>,
+    pending: Vec<u8>,
+    written: u64,
+}
+
+impl<W: Write> StreamWriter<W> {
+    /// Starts a stream. The identity stands in its first marker.
+    pub fn new(sink: W, image_id: Option<ImageId>) -> StreamWriter<W> {
+        StreamWriter { sink, next_seq: 0, image_id, current: None, pending: Vec::new(), written: 0 }
+    }
+
+    /// Makes the file the current one, if it isn't.
+    pub fn file(&mut self, name: &FileName) -> io::Result<()> {
+        if self.current.as_ref() == Some(name) {
+            return Ok(());
+        }
+        self.current = Some(name.clone());
+        self.marker(Body::Filename(name.clone()))
+    }
+
+    /// Announces `length` bytes of the file. The caller flushes and then writes them.
+    pub fn data(&mut self, name: &FileName, length: u32) -> io::Result<()> {
+        self.file(name)?;
+        self.marker(Body::FileData(length))?;
+        self.written += u64::from(length);
+        Ok(())
+    }
+
+    /// Ends the file.
+    pub fn file_eof(&mut self, name: &FileName) -> io::Result<()> {
+        self.file(name)?;
+        self.current = None;
+        self.marker(Body::FileEof)
+    }
+
+    /// Ends the image. Nothing may follow.
+    pub fn image_eof(&mut self) -> io::Result<()> {
+        self.marker(Body::ImageEof)
+    }
+
+    /// Writes the markers that were collected.
+    pub fn flush(&mut self) -> io::Result<()> {
+        if !self.pending.is_empty() {
+            self.sink.write_all(&self.pending)?;
+            self.pending.clear();
+        }
+        Ok(())
+    }
+
+    fn marker(&mut self, body: Body) -> io::Result<()> {
+        // Half a page: what is collected costs one slot of a pipe, and is gone before it grows.
+        const PENDING_MAX: usize = 2048;
+        let image_id = self.image_id.take();
+        let before = self.pending.len();
+        Marker { seq: self.next_seq, body, image_id, shard: None }.encode(&mut self.pending);
+        self.next_seq += 1;
+        self.written += (self.pending.len() - before) as u64;
+        if self.pending.len() > PENDING_MAX { self.flush() } else { Ok(()) }
+    }
+}
+
+impl<W> StreamWriter<W> {
+    /// The length of the stream so far, with the payload that was announced, in bytes.
+    pub fn written(&self) -> u64 {
+        self.written
+    }
+
+    /// The sink.
+    pub fn get_ref(&self) -> &W {
+        &self.sink
+    }
+
+    /// The sink, to put payload into.
+    pub fn get_mut(&mut self) -> &mut W {
+        &mut self.sink
+    }
+
+    /// Gives the sink back. Markers that were not flushed are dropped.
+    pub fn into_inner(self) -> W {
+        self.sink
+    }
+}
