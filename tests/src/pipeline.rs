@@ -439,17 +439,17 @@ impl Lines {
 
     fn wait_until(&self, what: &str, is_so: impl Fn(&Seen) -> bool) -> Seen {
         let (seen, changed) = &*self.0;
-        let (seen, limit) = changed
+        let (guard, limit) = changed
             .wait_timeout_while(seen.lock().expect("the lines"), TIME_LIMIT, |seen| {
                 !is_so(seen)
             })
             .expect("the lines");
-        assert!(
-            !limit.timed_out(),
-            "{what}: too late, only {:?}",
-            seen.lines
-        );
-        seen.clone()
+        let seen = guard.clone();
+        // A panic while the lines are locked would poison them for their collector.
+        drop(guard);
+        let lines = &seen.lines;
+        assert!(!limit.timed_out(), "{what}: too late, only {lines:?}");
+        seen
     }
 }
 
