@@ -340,6 +340,19 @@ impl Writer {
         self.protobuf(&protobuf)
     }
 
+    /// A marker with the fields of ours that say whose shard this is.
+    pub fn identified_marker(self, body: &Body, image_id: [u8; 16], shard: u64, of: u64) -> Self {
+        let mut protobuf = encode(self.seq, body);
+        put_varint(&mut protobuf, 100 << 3 | 2);
+        put_varint(&mut protobuf, image_id.len() as u64);
+        protobuf.extend_from_slice(&image_id);
+        for (field, value) in [(101, shard), (102, of)] {
+            put_varint(&mut protobuf, field << 3);
+            put_varint(&mut protobuf, value);
+        }
+        self.protobuf(&protobuf)
+    }
+
     /// These bytes, as they are.
     pub fn raw(mut self, bytes: &[u8]) -> Self {
         self.bytes.extend_from_slice(bytes);

@@ -6,7 +6,8 @@ use std::fs::File;
 use tempfile::tempdir;
 use tests::criu::pipe;
 use tests::filters::files_in;
-use tests::pipeline::Filter;
+use tests::pipeline::{Filter, collect_from};
+use tests::stream::read_stream;
 
 const FILTERS: [&str; 5] = [
     "criu-sock-capture",
@@ -32,6 +33,31 @@ fn every_filter_tells_its_version_and_its_options() {
             let text = String::from_utf8(told.stdout).expect("UTF-8");
             assert!(text.contains(mentioned), "{name} {option} says {text:?}");
         }
+    }
+}
+
+#[test]
+fn options_have_long_names_and_take_their_value_with_or_without_equals() {
+    let stream = tests::malformed::small_stream();
+    let dir = tempdir().expect("a directory");
+    let images_dir = format!("--images-dir={}", dir.path().display());
+    for verbose in ["-v", "--verbose"] {
+        let (collect, output) = pipe(None).expect("a pipe");
+        let (_progress, progress_fd) = pipe(None).expect("a pipe");
+        let extract = Filter::new("image-extract").args([&images_dir, verbose]);
+        let extract = extract.args(["--ext-file-fds=pages-1.img:20", "--progress-fd=21"]);
+        let extract = extract.fd(20, output).fd(21, progress_fd);
+        extract.run(&stream).succeeded();
+        let pages = collect_from(collect).join().expect("the external file");
+        assert_eq!(pages, b"some pages and more");
+
+        let (collect, output) = pipe(None).expect("a pipe");
+        let split = Filter::new("shard-split").args(["--shard-fds=10", verbose]);
+        split.fd(10, output).run(&stream).succeeded();
+        let merge = Filter::new("shard-merge").args(["--shard-fds", "10", verbose]);
+        let merged = merge.fd(10, collect).run(&[]);
+        merged.succeeded();
+        assert_eq!(read_stream(&merged.stdout), read_stream(&stream));
     }
 }
 

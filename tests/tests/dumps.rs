@@ -75,6 +75,39 @@ fn a_criu_killed_in_the_middle_of_a_file_is_refused() {
 }
 
 #[test]
+fn a_criu_that_dies_at_any_step_of_its_dump_is_refused() {
+    for steps in 0..8 {
+        refused_dump(&format!("died after {steps} steps"), |client| {
+            take_steps(client, steps);
+        });
+    }
+}
+
+/// The first steps of a dump, up to the pipe of `inventory.img`, which isn't sent.
+fn take_steps(mut client: DumpClient, steps: usize) -> Option<()> {
+    let mut steps = 0..steps;
+    let (read_end, write_end) = pipe(None).expect("a pipe");
+    let mut core = std::fs::File::from(write_end);
+    steps.next()?;
+    client.request("core-1.img").expect("capture reads");
+    steps.next()?;
+    client.send_pipe(&read_end).expect("capture reads");
+    drop(read_end);
+    steps.next()?;
+    core.write_all(b"half of it,").expect("capture reads");
+    steps.next()?;
+    let pages = client.open("pages-1.img").expect("a pipe");
+    steps.next()?;
+    core.write_all(b" the other half").expect("capture reads");
+    drop(core);
+    steps.next()?;
+    drop(pages);
+    steps.next()?;
+    client.request("inventory.img").expect("capture reads");
+    Some(())
+}
+
+#[test]
 fn cpuinfo_alone_is_a_complete_dump() {
     let dir = directory();
     let captured = filters::dump(dir.path(), |mut client| {
