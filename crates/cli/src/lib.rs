@@ -1,1 +1,30 @@
-//! x
+//! What makes five programs one family.
+//!
+//! The same options ([`CommonArgs`]), lists of descriptors ([`Descriptors`]), names of places in
+//! messages ([`Place`]), progress lines ([`Progress`]), counters ([`Counters`]), exit status
+//! ([`main`]), behaviour on signals, and the same refusals of an image stream that is not whole
+//! ([`StreamInput`]), the same way of writing one ([`StreamOutput`]). DESIGN.md section 5 has the rules.
+
+mod args;
+mod cleanup;
+mod counters;
+mod descriptors;
+mod identity;
+mod place;
+mod program;
+mod progress;
+mod signals;
+mod stream_input;
+mod stream_output;
+
+pub use args::{CommonArgs, ExternalFile, Fd};
+pub use cleanup::Cleanup;
+pub use counters::Counters;
+pub use descriptors::{Descriptors, UsageError};
+pub use identity::new_image_id;
+pub use pipe_io::reason;
+pub use place::Place;
+pub use program::{Failure, Program, main};
+pub use progress::Progress;
+pub use stream_input::{InputError, PayloadError, StreamInput};
+pub use stream_output::{OutputError, SourceError, StreamOutput};

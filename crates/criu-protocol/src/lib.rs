@@ -1,1 +1,19 @@
-//! x
+//! CRIU's side of the socket.
+//!
+//! `criu dump --stream` and `criu restore --stream` connect to a UNIX socket in their images
+//! directory, and for every image file send its name and one end of a pipe. This crate listens
+//! there ([`Listener`]) and speaks the protocol ([`Connection`]); what goes through the pipes is
+//! none of its business. DESIGN.md section 4 describes the protocol.
+
+mod connection;
+mod listener;
+mod message;
+
+pub use connection::{Connection, Event, ProtocolError};
+pub use listener::{Direction, ListenError, Listener};
+
+/// The last file of a dump and the first of a restore. A dump that failed never sends it.
+pub const INVENTORY: &str = "inventory.img";
+
+/// The file that CRIU may send before the process is frozen.
+pub const CPUINFO: &str = "cpuinfo.img";

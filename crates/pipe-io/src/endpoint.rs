@@ -34,17 +34,21 @@ impl Endpoint {
     /// Takes over a descriptor that the program was started with, and grows it if it is a pipe.
     /// Each number must be taken at most once.
     pub fn inherit(number: RawFd, direction: Direction) -> Result<Endpoint, Refusal> {
-        Endpoint::new(inherit::take(number, direction)?)
+        let endpoint = Endpoint::new(inherit::take(number, direction)?)?;
+        endpoint.grow();
+        Ok(endpoint)
     }
 
-    /// Sees what kind of endpoint the descriptor is, and grows it if it is a pipe.
+    /// Sees what kind of endpoint the descriptor is.
     pub fn new(fd: OwnedFd) -> Result<Endpoint, Refusal> {
-        let kind = kind(&fd)?;
-        if kind == Kind::Pipe {
-            // As large as it gets; smaller is slower, and no error.
-            let _ = pipe::grow(&fd, pipe::WANTED);
+        Ok(Endpoint { kind: kind(&fd)?, fd })
+    }
+
+    /// Makes a pipe as large as it may be: smaller is slower, and no error.
+    pub fn grow(&self) {
+        if self.kind == Kind::Pipe {
+            let _ = pipe::grow(&self.fd, pipe::WANTED);
         }
-        Ok(Endpoint { fd, kind })
     }
 
     /// What it is.

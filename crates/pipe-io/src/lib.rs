@@ -7,7 +7,8 @@
 //! - [`mod@splice`]: moving pages without copying them;
 //! - [`Endpoint`]: a descriptor that carries a stream, and the four kinds that it can be;
 //! - [`Mover`]: moving bytes from any endpoint to any other;
-//! - [`mod@poll`]: waiting;
+//! - [`poll`](mod@poll): waiting;
+//! - [`socket`]: receiving descriptors from a peer;
 //! - [`inherit`]: the descriptors and signal dispositions that a program is started with.
 //!
 //! All `unsafe` code of the project is in this crate. DESIGN.md section 6 has the measurements
@@ -18,7 +19,10 @@ pub mod inherit;
 mod mover;
 pub mod pipe;
 pub mod poll;
+mod reason;
+pub mod socket;
 pub mod splice;
 
 pub use endpoint::{Endpoint, Kind};
+pub use reason::reason;
 pub use mover::{MoveError, Mover};

@@ -81,7 +81,9 @@ impl Scratch {
     fn new() -> io::Result<Scratch> {
         let Pipe { read, write } = Pipe::new()?;
         let endpoint = |fd| Endpoint::new(fd).map_err(io::Error::other);
-        Ok(Scratch { read: endpoint(read)?, write: endpoint(write)? })
+        let scratch = Scratch { read: endpoint(read)?, write: endpoint(write)? };
+        scratch.write.grow();
+        Ok(scratch)
     }
 }
 
@@ -176,7 +178,7 @@ mod tests {
     fn bytes_move_between_all_kinds_of_endpoint() {
         let folder = std::env::temp_dir().join(format!("pipe-io-mover-{}", std::process::id()));
         fs::create_dir(&folder).unwrap();
-        let bytes: Vec<u8> = (0..LENGTH).map(|i| (i * i >> 7) as u8).collect();
+        let bytes: Vec<u8> = (0..LENGTH).map(|i| ((i * i) >> 7) as u8).collect();
         for input in ["pipe", "socket", "file"] {
             for output in ["pipe", "socket", "file", "append"] {
                 let from = place(input, true, &folder, &bytes);

@@ -1,11 +1,11 @@
 //! Waiting until something can be done.
 
 use nix::errno::Errno;
-use nix::poll::{PollFd, PollTimeout};
+use nix::poll::PollTimeout;
 use std::io;
 use std::os::fd::AsFd;
 
-pub use nix::poll::PollFlags;
+pub use nix::poll::{PollFd, PollFlags};
 
 /// Waits until one of the descriptors is ready, for ever if need be.
 pub fn wait(fds: &mut [PollFd<'_>]) -> io::Result<()> {

@@ -8,7 +8,7 @@
 //!
 //! It opens no descriptor and makes no system call: reading and writing go through
 //! [`std::io::Read`] and [`std::io::Write`], and the payload goes past it. Between two calls of
-//! [`StreamReader::next`] the caller takes the announced bytes out of the source, by whatever
+//! [`StreamReader::next_marker`] the caller takes the announced bytes out of the source, by whatever
 //! means moves them fastest.
 //!
 //! ```
@@ -25,7 +25,7 @@
 //!
 //! let mut reader = StreamReader::new(stream.as_slice());
 //! let mut grammar = Grammar::default();
-//! while let Some(marker) = reader.next()? {
+//! while let Some(marker) = reader.next_marker()? {
 //!     grammar.accept(&marker)?;
 //!     if let Body::FileData(length) = marker.body {
 //!         let source = reader.get_mut();

@@ -40,8 +40,7 @@ impl<R: Read> StreamReader<R> {
     }
 
     /// The next marker, or `None` when the source ends where a marker may end.
-    #[expect(clippy::should_implement_trait, reason = "an iterator could not go on after WouldBlock")]
-    pub fn next(&mut self) -> Result<Option<Marker>, ReadError> {
+    pub fn next_marker(&mut self) -> Result<Option<Marker>, ReadError> {
         let length = loop {
             if let Some(length) = self.frame.first_chunk::<LENGTH_FIELD>() {
                 break u32::from_le_bytes(*length);
@@ -162,7 +161,7 @@ mod tests {
 
     fn read_all(reader: &mut StreamReader<&[u8]>) -> Result<usize, ReadError> {
         let mut count = 0;
-        while let Some(marker) = reader.next()? {
+        while let Some(marker) = reader.next_marker()? {
             count += 1;
             if marker.body == Body::FileData(3) {
                 let source = reader.get_mut();
@@ -188,7 +187,7 @@ mod tests {
         for piece in 1..bytes.len() {
             let mut reader = StreamReader::new(Trickle(&bytes, piece, false));
             let marker = loop {
-                match reader.next() {
+                match reader.next_marker() {
                     Err(ReadError::Io(error)) if error.kind() == ErrorKind::WouldBlock => {}
                     other => break other.unwrap().unwrap(),
                 }
@@ -213,7 +212,7 @@ mod tests {
         bytes.resize(100, 0);
         let mut reader = StreamReader::new(bytes.as_slice());
         assert!(matches!(
-            reader.next(),
+            reader.next_marker(),
             Err(ReadError::Marker(0, MarkerError::Oversized(u32::MAX)))
         ));
     }

@@ -18,7 +18,7 @@ pub struct StreamWriter<W> {
 }
 
 impl<W: Write> StreamWriter<W> {
-    /// Starts a stream. The identity stands in its first marker.
+    /// Starts a stream. The identity will stand in its first marker.
     pub fn new(sink: W, image_id: Option<ImageId>) -> StreamWriter<W> {
         StreamWriter { sink, next_seq: 0, image_id, current: None, pending: Vec::new(), written: 0 }
     }
@@ -35,9 +35,7 @@ impl<W: Write> StreamWriter<W> {
     /// Announces `length` bytes of the file. The caller flushes and then writes them.
     pub fn data(&mut self, name: &FileName, length: u32) -> io::Result<()> {
         self.file(name)?;
-        self.marker(Body::FileData(length))?;
-        self.written += u64::from(length);
-        Ok(())
+        self.marker(Body::FileData(length))
     }
 
     /// Ends the file.
@@ -61,19 +59,29 @@ impl<W: Write> StreamWriter<W> {
         Ok(())
     }
 
-    fn marker(&mut self, body: Body) -> io::Result<()> {
+    /// Adds a marker of another stream, renumbered. The caller sees to it that files keep their
+    /// markers, and flushes before it writes the payload that the marker announces.
+    pub fn marker(&mut self, body: Body) -> io::Result<()> {
         // Half a page: what is collected costs one slot of a pipe, and is gone before it grows.
         const PENDING_MAX: usize = 2048;
         let image_id = self.image_id.take();
+        let payload = if let Body::FileData(length) = body { length.into() } else { 0 };
         let before = self.pending.len();
         Marker { seq: self.next_seq, body, image_id, shard: None }.encode(&mut self.pending);
         self.next_seq += 1;
-        self.written += (self.pending.len() - before) as u64;
+        self.written += (self.pending.len() - before) as u64 + payload;
         if self.pending.len() > PENDING_MAX { self.flush() } else { Ok(()) }
     }
 }
 
 impl<W> StreamWriter<W> {
+    /// Gives the stream an identity, as long as it has no marker.
+    pub fn identify(&mut self, image_id: ImageId) {
+        if self.next_seq == 0 {
+            self.image_id = Some(image_id);
+        }
+    }
+
     /// The length of the stream so far, with the payload that was announced, in bytes.
     pub fn written(&self) -> u64 {
         self.written

@@ -1,0 +1,80 @@
+//! The options that several filters share.
+
+use crate::Place;
+use std::os::fd::RawFd;
+use std::str::FromStr;
+use wire_format::FileName;
+
+/// The options that every filter has.
+#[derive(Clone, Debug, clap::Args)]
+pub struct CommonArgs {
+    /// Write progress lines to this descriptor
+    #[arg(short, long, value_name = "FD", default_value = "2")]
+    pub progress_fd: Fd,
+
+    /// Say more on stderr; on a terminal, show the rate once a second
+    #[arg(short, long)]
+    pub verbose: bool,
+}
+
+/// A descriptor's number on a command line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Fd(pub RawFd);
+
+impl FromStr for Fd {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Fd, Self::Err> {
+        // `parse` alone would take "+3".
+        let digits = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+        match text.parse() {
+            Ok(number) if digits => Ok(Fd(number)),
+            _ => Err("not a file descriptor's number"),
+        }
+    }
+}
+
+/// `NAME:FD`: a file that is not CRIU's, and where it is read from or written to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ExternalFile {
+    /// Its name in the image.
+    pub name: FileName,
+    /// The descriptor.
+    pub fd: RawFd,
+}
+
+impl ExternalFile {
+    /// Its name in messages.
+    pub fn place(&self) -> Place {
+        Place::External { name: self.name.clone(), fd: self.fd }
+    }
+}
+
+impl FromStr for ExternalFile {
+    type Err = String;
+
+    /// The name may hold a colon: the last one counts.
+    fn from_str(text: &str) -> Result<ExternalFile, String> {
+        let (name, fd) = text.rsplit_once(':').ok_or("not of the form NAME:FD")?;
+        let name = FileName::new(name).map_err(|error| error.to_string())?;
+        Ok(ExternalFile { name, fd: fd.parse::<Fd>()?.0 })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_colon_parts_name_and_descriptor() {
+        let file: ExternalFile = "a:b.tar:20".parse().unwrap();
+        assert_eq!((file.name.as_str(), file.fd), ("a:b.tar", 20));
+    }
+
+    #[test]
+    fn what_is_no_external_file_is_refused() {
+        for text in ["", "fs.tar", "fs.tar:", ":3", "a/b:3", "fs.tar:x", "fs.tar:-1", "fs.tar:+1"] {
+            assert!(text.parse::<ExternalFile>().is_err(), "{text}");
+        }
+    }
+}

@@ -1,0 +1,60 @@
+//! What must be gone when the program ends, whichever way it ends.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+static REGISTERED: Mutex<Vec<PathBuf>> = Mutex::new(Vec::new());
+
+/// A file, a socket or a directory that is removed when this is dropped, or when a signal ends
+/// the program.
+#[derive(Debug)]
+pub struct Cleanup {
+    path: PathBuf,
+}
+
+impl Cleanup {
+    /// Registers a path that the program has just made.
+    pub fn new(path: impl Into<PathBuf>) -> Cleanup {
+        let path = path.into();
+        registered().push(path.clone());
+        Cleanup { path }
+    }
+
+    /// Keeps the path: it is what it was meant to be.
+    pub fn keep(self) {
+        unregister(&self.path);
+    }
+}
+
+impl Drop for Cleanup {
+    fn drop(&mut self) {
+        if unregister(&self.path) {
+            remove(&self.path);
+        }
+    }
+}
+
+/// Removes all that is registered; nothing can be registered afterwards until the lock, which is
+/// returned, is dropped.
+pub(crate) fn remove_all() -> MutexGuard<'static, Vec<PathBuf>> {
+    let mut paths = registered();
+    paths.drain(..).for_each(|path| remove(&path));
+    paths
+}
+
+fn registered() -> MutexGuard<'static, Vec<PathBuf>> {
+    REGISTERED.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn unregister(path: &Path) -> bool {
+    let mut paths = registered();
+    let found = paths.iter().position(|registered| registered == path);
+    found.map(|index| paths.swap_remove(index)).is_some()
+}
+
+fn remove(path: &Path) {
+    // What cannot be removed is not ours any more.
+    let is_dir = path.symlink_metadata().is_ok_and(|metadata| metadata.is_dir());
+    let _ = if is_dir { fs::remove_dir_all(path) } else { fs::remove_file(path) };
+}

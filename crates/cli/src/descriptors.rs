@@ -1,0 +1,101 @@
+//! Taking over the descriptors that a command line names.
+
+use crate::Place;
+use pipe_io::Endpoint;
+use pipe_io::inherit::{Direction, Refusal};
+use std::fmt;
+use std::os::fd::RawFd;
+use wire_format::FileName;
+
+/// The descriptors of a command line; sees to it that each has one part only.
+#[derive(Debug, Default)]
+pub struct Descriptors {
+    taken: Vec<(RawFd, Place)>,
+    names: Vec<FileName>,
+}
+
+/// A command line that cannot be carried out, found before anything was touched.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum UsageError {
+    /// The descriptor cannot have the part that it is given.
+    Refused(Place, Refusal),
+    /// A descriptor with two parts.
+    NamedTwice(RawFd, Place, Place),
+    /// An external file with two descriptors.
+    NameTwice(FileName),
+    /// Options that do not go together, or that lack one another.
+    Options(&'static str),
+}
+
+impl Descriptors {
+    /// Takes over a descriptor for this part.
+    pub fn take(&mut self, place: &Place, direction: Direction) -> Result<Endpoint, UsageError> {
+        let number = match place {
+            Place::Stdin => 0,
+            Place::Stdout => 1,
+            Place::Shard { fd, .. } | Place::External { fd, .. } | Place::Progress { fd } => *fd,
+        };
+        self.claim(number, place)?;
+        Endpoint::inherit(number, direction)
+            .map_err(|refusal| UsageError::Refused(place.clone(), refusal))
+    }
+
+    /// Takes over the descriptors of the shards, in their order on the command line.
+    pub fn take_shards(
+        &mut self,
+        fds: impl IntoIterator<Item = RawFd>,
+        direction: Direction,
+    ) -> Result<Vec<(Place, Endpoint)>, UsageError> {
+        fds.into_iter()
+            .enumerate()
+            .map(|(index, fd)| {
+                let place = Place::Shard { index, fd };
+                Ok((place.clone(), self.take(&place, direction)?))
+            })
+            .collect()
+    }
+
+    /// Takes over the descriptors of external files.
+    pub fn take_external(
+        &mut self,
+        files: Vec<crate::ExternalFile>,
+        direction: Direction,
+    ) -> Result<Vec<(FileName, Place, Endpoint)>, UsageError> {
+        files
+            .into_iter()
+            .map(|file| {
+                if self.names.contains(&file.name) {
+                    return Err(UsageError::NameTwice(file.name));
+                }
+                self.names.push(file.name.clone());
+                let place = file.place();
+                let endpoint = self.take(&place, direction)?;
+                Ok((file.name, place, endpoint))
+            })
+            .collect()
+    }
+
+    /// Notes that the number has this part. Descriptor 2 may carry both messages and progress.
+    pub(crate) fn claim(&mut self, number: RawFd, place: &Place) -> Result<(), UsageError> {
+        if let Some((_, first)) = self.taken.iter().find(|(taken, _)| *taken == number) {
+            return Err(UsageError::NamedTwice(number, first.clone(), place.clone()));
+        }
+        self.taken.push((number, place.clone()));
+        Ok(())
+    }
+}
+
+impl fmt::Display for UsageError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            UsageError::Refused(place, refusal) => write!(f, "{place}: {refusal}"),
+            UsageError::NamedTwice(number, first, second) => {
+                write!(f, "{second}: descriptor {number} is already used: {first}")
+            }
+            UsageError::NameTwice(name) => write!(f, "external file {name}: named twice"),
+            UsageError::Options(message) => f.write_str(message),
+        }
+    }
+}
+
+impl std::error::Error for UsageError {}

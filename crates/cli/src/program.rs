@@ -1,0 +1,104 @@
+//! From a command line to an exit status.
+
+use crate::{Counters, UsageError, signals};
+use clap::Parser;
+use clap::error::ErrorKind;
+use std::fmt;
+use std::io::{self, Write};
+use std::process::ExitCode;
+use std::sync::Arc;
+
+/// How a program did not do what it was asked for.
+#[derive(Debug)]
+pub enum Failure<E> {
+    /// Wrong usage, found before anything was touched: exit status 2.
+    Usage(UsageError),
+    /// It failed: exit status 1.
+    Failed(E),
+}
+
+impl<E> From<UsageError> for Failure<E> {
+    fn from(error: UsageError) -> Failure<E> {
+        Failure::Usage(error)
+    }
+}
+
+/// What a filter says to the person at the keyboard.
+#[derive(Clone, Copy, Debug)]
+pub struct Program {
+    name: &'static str,
+    verbose: bool,
+}
+
+impl Program {
+    /// The program of this name; `verbose` as the option says.
+    pub fn new(name: &'static str, verbose: bool) -> Program {
+        Program { name, verbose }
+    }
+
+    /// Says something on stderr if `-v` was given.
+    pub fn note(&self, message: impl fmt::Display) {
+        if self.verbose {
+            complain(self.name, message);
+        }
+    }
+
+    /// Starts answering signals, with these counters. Call before anything is made that a signal
+    /// should remove.
+    pub fn attend_signals(&self, counters: &Arc<Counters>) -> io::Result<()> {
+        signals::attend(self.name, Arc::clone(counters), self.verbose)
+    }
+}
+
+/// Runs a filter: parses its command line, calls `run`, prints its error as one line, and
+/// returns its exit status.
+pub fn main<A: Parser, E: fmt::Display>(
+    name: &'static str,
+    run: impl FnOnce(A) -> Result<(), Failure<E>>,
+) -> ExitCode {
+    let args = match A::try_parse() {
+        Ok(args) => args,
+        Err(error) => return not_run(name, &error),
+    };
+    match run(args) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(Failure::Failed(error)) => {
+            complain(name, error);
+            ExitCode::from(1)
+        }
+        Err(Failure::Usage(error)) => {
+            complain(name, error);
+            ExitCode::from(2)
+        }
+    }
+}
+
+/// Prints the help or the version that was asked for, or what is wrong with the command line.
+fn not_run(name: &str, error: &clap::Error) -> ExitCode {
+    match error.kind() {
+        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => {
+            match io::stdout().write_all(error.render().to_string().as_bytes()) {
+                Ok(()) => ExitCode::SUCCESS,
+                Err(_) => ExitCode::from(1),
+            }
+        }
+        _ => {
+            complain(name, format_args!("{} (try '{name} --help')", one_line(error)));
+            ExitCode::from(2)
+        }
+    }
+}
+
+/// The first paragraph of clap's message, on one line.
+fn one_line(error: &clap::Error) -> String {
+    let text = error.render().to_string();
+    let paragraph: Vec<&str> =
+        text.lines().map(str::trim).take_while(|line| !line.is_empty()).collect();
+    let line = paragraph.join(" ");
+    line.strip_prefix("error: ").unwrap_or(&line).to_owned()
+}
+
+/// One write a message, so that messages of two programs never mix.
+fn complain(name: &str, message: impl fmt::Display) {
+    let _ = io::stderr().write_all(format!("{name}: {message}\n").as_bytes());
+}

@@ -1,0 +1,57 @@
+//! The lines that tell a supervising program how far things are.
+
+use crate::{Counters, Descriptors, Place, UsageError};
+use pipe_io::Endpoint;
+use pipe_io::inherit::Direction;
+use std::io::{self, Write};
+use std::os::fd::RawFd;
+
+/// Where progress lines go. A reader that went away is no error.
+#[derive(Debug)]
+pub struct Progress(Sink);
+
+#[derive(Debug)]
+enum Sink {
+    Stderr,
+    Endpoint(Endpoint),
+}
+
+impl Progress {
+    /// Takes over the progress descriptor. Descriptor 2 stays stderr as well.
+    pub fn open(fd: RawFd, descriptors: &mut Descriptors) -> Result<Progress, UsageError> {
+        const STDERR: RawFd = 2;
+        let place = Place::Progress { fd };
+        if fd == STDERR {
+            descriptors.claim(fd, &place)?;
+            return Ok(Progress(Sink::Stderr));
+        }
+        match descriptors.take(&place, Direction::Output) {
+            Ok(endpoint) => Ok(Progress(Sink::Endpoint(endpoint))),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// CRIU may be started.
+    pub fn socket_init(&mut self) {
+        self.line("socket-init");
+    }
+
+    /// The process is frozen.
+    pub fn checkpoint_start(&mut self) {
+        self.line("checkpoint-start");
+    }
+
+    /// All is done: how much went where, as one line of JSON.
+    pub fn finished(&mut self, counters: &Counters) {
+        self.line(&counters.json());
+    }
+
+    fn line(&mut self, text: &str) {
+        // One write a line, so that lines of two programs never mix.
+        let line = format!("{text}\n");
+        let _ = match &mut self.0 {
+            Sink::Stderr => io::stderr().write_all(line.as_bytes()),
+            Sink::Endpoint(endpoint) => endpoint.write_all(line.as_bytes()),
+        };
+    }
+}

@@ -1,0 +1,90 @@
+//! A thread that answers signals, wherever the program itself is blocked.
+//!
+//! The signals are blocked in every thread, and this one takes them one by one. So there is no
+//! handler, no system call of the data path is cut short, and no moment at which a signal is
+//! lost. One that ends the program is raised again when the cleaning up is done, with its
+//! default action: the status tells the shell which it was.
+
+use crate::{Counters, cleanup};
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::{SigSet, Signal, raise};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+use std::io::{self, IsTerminal, Write};
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::thread;
+use std::time::Instant;
+
+const ENDING: [Signal; 3] = [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP];
+
+/// Starts the thread. With `live`, and stderr a terminal, it also shows the rate every second.
+pub(crate) fn attend(
+    program: &'static str,
+    counters: Arc<Counters>,
+    live: bool,
+) -> io::Result<()> {
+    let mut signals = SigSet::empty();
+    signals.add(Signal::SIGUSR1);
+    // What was ignored at the start, as `nohup` has it, stays so.
+    ENDING
+        .into_iter()
+        .filter(|signal| !pipe_io::inherit::is_ignored(*signal))
+        .for_each(|signal| signals.add(signal));
+    signals.thread_block()?;
+    let source = SignalFd::with_flags(&signals, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?;
+    let live = live && io::stderr().is_terminal();
+    thread::Builder::new().name("signals".into()).stack_size(1 << 17).spawn(move || {
+        let mut rate = live.then(|| Rate::new(program, &counters));
+        loop {
+            let timeout = if live { PollTimeout::from(1000_u16) } else { PollTimeout::NONE };
+            let mut fds = [PollFd::new(source.as_fd(), PollFlags::POLLIN)];
+            match poll(&mut fds, timeout) {
+                Ok(0) => rate.iter_mut().for_each(|rate| rate.show(&counters)),
+                Ok(_) | Err(Errno::EINTR) => {}
+                Err(_) => return,
+            }
+            while let Ok(Some(taken)) = source.read_signal() {
+                match Signal::try_from(taken.ssi_signo as i32) {
+                    Ok(Signal::SIGUSR1) => say(&format!("{}\n", counters.json())),
+                    Ok(signal) => end_by(signal),
+                    Err(_) => {}
+                }
+            }
+        }
+    })?;
+    Ok(())
+}
+
+fn end_by(signal: Signal) {
+    let _lock = cleanup::remove_all();
+    let mut this = SigSet::empty();
+    this.add(signal);
+    let _ = this.thread_unblock();
+    let _ = raise(signal);
+}
+
+/// Bytes and rate, on one line that is written over every second.
+struct Rate {
+    program: &'static str,
+    since: Instant,
+    total: u64,
+}
+
+impl Rate {
+    fn new(program: &'static str, counters: &Counters) -> Rate {
+        Rate { program, since: Instant::now(), total: counters.total() }
+    }
+
+    fn show(&mut self, counters: &Counters) {
+        let total = counters.total();
+        let rate = (total - self.total) as f64 / self.since.elapsed().as_secs_f64();
+        (self.total, self.since) = (total, Instant::now());
+        let [gigabytes, rate] = [total as f64, rate].map(|bytes| bytes / 1e9);
+        say(&format!("\r{}: {gigabytes:.2} GB, {rate:.2} GB/s\x1b[K", self.program));
+    }
+}
+
+fn say(text: &str) {
+    let _ = io::stderr().write_all(text.as_bytes());
+}

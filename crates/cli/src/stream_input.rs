@@ -1,0 +1,133 @@
+//! Reading an image stream, and refusing one that is not whole.
+
+use crate::{Place, reason};
+use pipe_io::{Endpoint, MoveError, Mover};
+use std::fmt;
+use std::io;
+use wire_format::{Body, Grammar, GrammarError, Marker, ReadError, StreamReader};
+
+/// An image stream on its way in. It ends with the end of the image, or with an error.
+#[derive(Debug)]
+pub struct StreamInput {
+    place: Place,
+    reader: StreamReader<Endpoint>,
+    grammar: Grammar,
+    mover: Mover,
+}
+
+/// Why the stream is not an image, or cannot be had.
+#[derive(Debug)]
+pub enum InputError {
+    /// Reading it failed.
+    Read(Place, ReadError),
+    /// At this byte stands a marker that may not stand there.
+    Grammar(Place, u64, GrammarError),
+    /// It ends after so many bytes, before the end of the image.
+    Truncated(Place, u64),
+}
+
+impl StreamInput {
+    /// The stream that comes from `endpoint`.
+    pub fn new(place: Place, endpoint: Endpoint) -> StreamInput {
+        StreamInput {
+            place,
+            reader: StreamReader::new(endpoint),
+            grammar: Grammar::default(),
+            mover: Mover::default(),
+        }
+    }
+
+    /// The next marker. At the end of the image it makes sure that nothing follows.
+    ///
+    /// After a [`Body::FileData`] the payload is to be moved before the next call.
+    pub fn next_marker(&mut self) -> Result<Marker, InputError> {
+        let position = self.reader.position();
+        let marker = self.read()?.ok_or_else(|| self.truncated())?;
+        self.accept(position, &marker)?;
+        if marker.body == Body::ImageEof {
+            self.expect_end()?;
+        }
+        Ok(marker)
+    }
+
+    /// Moves up to `length` bytes of payload to `to`, and returns how many.
+    pub fn move_payload(&mut self, to: &Endpoint, length: u64) -> Result<u64, PayloadError> {
+        match self.mover.some(self.reader.get_ref(), to, length) {
+            Ok(0) => Err(PayloadError::Input(self.truncated())),
+            Ok(moved) => {
+                self.reader.advance(moved as u64);
+                Ok(moved as u64)
+            }
+            Err(MoveError::Output(error)) => Err(PayloadError::Output(error)),
+            Err(MoveError::Input(error)) => {
+                Err(PayloadError::Input(InputError::Read(self.place.clone(), ReadError::Io(error))))
+            }
+        }
+    }
+
+    /// How many bytes of the stream were read.
+    pub fn position(&self) -> u64 {
+        self.reader.position()
+    }
+
+    /// What the stream comes from.
+    pub fn endpoint(&self) -> &Endpoint {
+        self.reader.get_ref()
+    }
+
+    fn expect_end(&mut self) -> Result<(), InputError> {
+        let position = self.reader.position();
+        match self.reader.next_marker() {
+            Ok(None) => Ok(()),
+            Err(ReadError::Io(error)) => {
+                Err(InputError::Read(self.place.clone(), ReadError::Io(error)))
+            }
+            // Whether they are a marker or not: nothing may be there.
+            Ok(Some(_)) | Err(ReadError::Truncated(_) | ReadError::Marker(..)) => {
+                Err(InputError::Grammar(self.place.clone(), position, GrammarError::AfterEnd))
+            }
+        }
+    }
+
+    fn read(&mut self) -> Result<Option<Marker>, InputError> {
+        self.reader.next_marker().map_err(|error| InputError::Read(self.place.clone(), error))
+    }
+
+    fn accept(&mut self, position: u64, marker: &Marker) -> Result<(), InputError> {
+        self.grammar
+            .accept(marker)
+            .map_err(|error| InputError::Grammar(self.place.clone(), position, error))
+    }
+
+    fn truncated(&self) -> InputError {
+        InputError::Truncated(self.place.clone(), self.reader.position())
+    }
+}
+
+/// Why payload could not be moved.
+#[derive(Debug)]
+pub enum PayloadError {
+    /// The stream is at fault.
+    Input(InputError),
+    /// What it was moved to is at fault.
+    Output(io::Error),
+}
+
+impl fmt::Display for InputError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            InputError::Read(place, ReadError::Io(error)) => {
+                write!(f, "{place}: {}", reason(error))
+            }
+            InputError::Read(place, error) => write!(f, "{place}: {error}"),
+            InputError::Grammar(place, position, error) => {
+                write!(f, "{place}: byte {position}: {error}")
+            }
+            InputError::Truncated(place, bytes) => {
+                write!(f, "{place}: {}", ReadError::Truncated(*bytes))
+            }
+        }
+    }
+}
+
+impl std::error::Error for InputError {}

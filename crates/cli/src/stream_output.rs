@@ -1,0 +1,132 @@
+//! Writing an image stream.
+
+use crate::{Counters, Place, reason};
+use pipe_io::{Endpoint, MoveError, Mover};
+use std::fmt;
+use std::io;
+use std::sync::Arc;
+use wire_format::{Body, FileName, ImageId, StreamWriter};
+
+/// An image stream on its way to stdout.
+///
+/// Markers are collected; [`StreamOutput::flush`] lets them go, and so does the payload that
+/// follows one. Flush before waiting for anything.
+#[derive(Debug)]
+pub struct StreamOutput {
+    writer: StreamWriter<Endpoint>,
+    mover: Mover,
+    counters: Arc<Counters>,
+    counted: u64,
+}
+
+/// The stream cannot be written.
+#[derive(Debug)]
+pub struct OutputError(pub io::Error);
+
+/// Why payload could not be moved to the stream.
+#[derive(Debug)]
+pub enum SourceError {
+    /// What it comes from failed, or ended too early (`None`).
+    Source(Option<io::Error>),
+    /// The stream is at fault.
+    Output(OutputError),
+}
+
+impl StreamOutput {
+    /// Starts a stream; what goes into it is counted as shard 0.
+    pub fn new(endpoint: Endpoint, counters: Arc<Counters>) -> StreamOutput {
+        StreamOutput {
+            writer: StreamWriter::new(endpoint, None),
+            mover: Mover::default(),
+            counters,
+            counted: 0,
+        }
+    }
+
+    /// Gives the stream an identity, as long as it has no marker.
+    pub fn identify(&mut self, image_id: ImageId) {
+        self.writer.identify(image_id);
+    }
+
+    /// Writes a marker of another stream, renumbered.
+    pub fn marker(&mut self, body: Body) -> Result<(), OutputError> {
+        self.writer.marker(body).map_err(OutputError)
+    }
+
+    /// Begins a file, or goes on with it.
+    pub fn file(&mut self, name: &FileName) -> Result<(), OutputError> {
+        self.writer.file(name).map_err(OutputError)
+    }
+
+    /// Announces data of a file. [`StreamOutput::payload`] must move it next.
+    pub fn data(&mut self, name: &FileName, length: u32) -> Result<(), OutputError> {
+        self.writer.data(name, length).map_err(OutputError)
+    }
+
+    /// Moves the data that was announced, all of it.
+    pub fn payload(&mut self, from: &Endpoint, length: u32) -> Result<(), SourceError> {
+        self.flush().map_err(SourceError::Output)?;
+        let mut left = u64::from(length);
+        while left > 0 {
+            match self.mover.some(from, self.writer.get_ref(), left) {
+                Ok(0) => return Err(SourceError::Source(None)),
+                Ok(moved) => {
+                    left -= moved as u64;
+                    self.count(left);
+                }
+                Err(MoveError::Input(error)) => return Err(SourceError::Source(Some(error))),
+                Err(MoveError::Output(error)) => {
+                    return Err(SourceError::Output(OutputError(error)));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Ends a file.
+    pub fn file_eof(&mut self, name: &FileName) -> Result<(), OutputError> {
+        self.writer.file_eof(name).map_err(OutputError)
+    }
+
+    /// Lets the collected markers go.
+    pub fn flush(&mut self) -> Result<(), OutputError> {
+        self.writer.flush().map_err(OutputError)?;
+        Ok(())
+    }
+
+    /// Ends the image and closes the stream.
+    pub fn finish(mut self) -> Result<(), OutputError> {
+        self.writer.image_eof().map_err(OutputError)?;
+        self.flush()?;
+        self.count(0);
+        self.counters.end(0);
+        self.writer.into_inner().close().map_err(OutputError)
+    }
+
+    /// What the stream is written to.
+    pub fn endpoint(&self) -> &Endpoint {
+        self.writer.get_ref()
+    }
+
+    /// Counts what was written, of which `outstanding` bytes are still to come.
+    fn count(&mut self, outstanding: u64) {
+        let written = self.writer.written() - outstanding;
+        self.counters.add(0, written - self.counted);
+        self.counted = written;
+    }
+}
+
+impl OutputError {
+    /// Nobody reads the stream any more.
+    pub fn reader_gone() -> OutputError {
+        OutputError(io::Error::from_raw_os_error(nix::libc::EPIPE))
+    }
+}
+
+impl fmt::Display for OutputError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", Place::Stdout, reason(&self.0))
+    }
+}
+
+impl std::error::Error for OutputError {}

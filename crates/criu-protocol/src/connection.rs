@@ -1,0 +1,186 @@
+//! A connection from CRIU.
+
+use crate::Direction;
+use crate::message::{LENGTH_FIELD, REQUEST_MAX, Reply, Request};
+use nix::errno::Errno;
+use nix::sys::socket::{MsgFlags, send};
+use pipe_io::socket;
+use prost::Message;
+use std::collections::VecDeque;
+use std::fmt;
+use std::io::{self, ErrorKind};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use wire_format::{FileName, NameError};
+
+/// Speaks with one CRIU. No call of it waits.
+#[derive(Debug)]
+pub struct Connection {
+    socket: UnixStream,
+    direction: Direction,
+    /// Bytes that were received and not yet understood.
+    received: Vec<u8>,
+    /// Descriptors that came with them.
+    pipes: VecDeque<OwnedFd>,
+    /// The next byte carries a pipe, for the last request.
+    awaits_pipe: bool,
+    hung_up: bool,
+}
+
+/// What CRIU said.
+#[derive(Debug)]
+pub enum Event {
+    /// It wants to write or to read this file. On a restore it waits for a reply.
+    Request(FileName),
+    /// The pipe for the file of the last request.
+    Pipe(OwnedFd),
+    /// It has hung up: there will be no more.
+    HangUp,
+}
+
+/// CRIU's words make no sense, or the socket failed.
+#[derive(Debug)]
+pub enum ProtocolError {
+    /// The socket failed.
+    Io(io::Error),
+    /// The connection ended within a message.
+    Truncated,
+    /// A request of that many bytes.
+    Oversized(usize),
+    /// A request that cannot be decoded.
+    Undecodable,
+    /// A name that is not a path component.
+    Name(NameError),
+    /// A pipe was due, and did not come with its byte.
+    NoPipe,
+    /// A pipe came and could not be received: the program has too many descriptors open.
+    TooManyDescriptors,
+}
+
+impl Connection {
+    /// Speaks with the CRIU at the other end of `socket`.
+    pub fn new(socket: UnixStream, direction: Direction) -> Connection {
+        Connection {
+            socket,
+            direction,
+            received: Vec::new(),
+            pipes: VecDeque::new(),
+            awaits_pipe: false,
+            hung_up: false,
+        }
+    }
+
+    /// What CRIU said next, or `None` if it has not said it yet.
+    ///
+    /// On a dump each request is followed by its pipe; on a restore only if the reply was that
+    /// the file exists.
+    pub fn next_event(&mut self) -> Result<Option<Event>, ProtocolError> {
+        loop {
+            if let Some(event) = self.understand()? {
+                return Ok(Some(event));
+            }
+            if self.hung_up {
+                return match self.received.is_empty() && !self.awaits_pipe {
+                    true => Ok(Some(Event::HangUp)),
+                    false => Err(ProtocolError::Truncated),
+                };
+            }
+            if !self.receive()? {
+                return Ok(None);
+            }
+        }
+    }
+
+    /// Answers a request for reading.
+    pub fn reply(&mut self, exists: bool) -> Result<(), ProtocolError> {
+        let bytes = Reply { exists }.frame();
+        let flags = MsgFlags::MSG_NOSIGNAL | MsgFlags::MSG_DONTWAIT;
+        loop {
+            // CRIU waits for each reply before it sends more, so there is always room for one.
+            match send(self.socket.as_raw_fd(), &bytes, flags) {
+                Ok(sent) if sent == bytes.len() => break,
+                Ok(_) => return Err(ProtocolError::Io(io::ErrorKind::WriteZero.into())),
+                Err(Errno::EINTR) => {}
+                Err(error) => return Err(ProtocolError::Io(error.into())),
+            }
+        }
+        self.awaits_pipe = exists;
+        Ok(())
+    }
+
+    fn understand(&mut self) -> Result<Option<Event>, ProtocolError> {
+        if self.awaits_pipe {
+            if self.received.is_empty() {
+                return Ok(None);
+            }
+            let pipe = self.pipes.pop_front().ok_or(ProtocolError::NoPipe)?;
+            self.received.remove(0);
+            self.awaits_pipe = false;
+            return Ok(Some(Event::Pipe(pipe)));
+        }
+        let Some(length) = self.received.first_chunk::<LENGTH_FIELD>() else {
+            return Ok(None);
+        };
+        let length = u32::from_le_bytes(*length) as usize;
+        if length > REQUEST_MAX {
+            return Err(ProtocolError::Oversized(length));
+        }
+        let Some(body) = self.received.get(LENGTH_FIELD..LENGTH_FIELD + length) else {
+            return Ok(None);
+        };
+        let request = Request::decode(body).map_err(|_| ProtocolError::Undecodable)?;
+        let name = FileName::new(&request.filename).map_err(ProtocolError::Name)?;
+        self.received.drain(..LENGTH_FIELD + length);
+        self.awaits_pipe = self.direction == Direction::Capture;
+        Ok(Some(Event::Request(name)))
+    }
+
+    /// Receives once; `false` if there is nothing to receive yet.
+    ///
+    /// One call takes a request and the byte with its pipe: the kernel ends a message behind the
+    /// byte that carried descriptors, and so tells which byte that was.
+    fn receive(&mut self) -> Result<bool, ProtocolError> {
+        let mut buffer = [0; REQUEST_MAX];
+        let received = match socket::receive_now(&self.socket, &mut buffer) {
+            Ok(received) => received,
+            Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(false),
+            Err(error) if error.raw_os_error() == Some(Errno::ENOBUFS as i32) => {
+                return Err(ProtocolError::TooManyDescriptors);
+            }
+            // CRIU died with a reply of ours unread.
+            Err(error) if error.kind() == ErrorKind::ConnectionReset => {
+                self.hung_up = true;
+                return Ok(true);
+            }
+            Err(error) => return Err(ProtocolError::Io(error)),
+        };
+        self.hung_up = received.length == 0;
+        self.received.extend_from_slice(buffer.get(..received.length).unwrap_or_default());
+        self.pipes.extend(received.fds);
+        Ok(true)
+    }
+}
+
+impl AsFd for Connection {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
+impl fmt::Display for ProtocolError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            ProtocolError::Io(error) => f.write_str(&pipe_io::reason(error)),
+            ProtocolError::Truncated => f.write_str("hung up within a request"),
+            ProtocolError::Oversized(length) => write!(f, "a request of {length} bytes"),
+            ProtocolError::Undecodable => f.write_str("a request that cannot be decoded"),
+            ProtocolError::Name(error) => error.fmt(f),
+            ProtocolError::NoPipe => f.write_str("a request without its pipe"),
+            ProtocolError::TooManyDescriptors => {
+                f.write_str("too many files open at once (see ulimit -n)")
+            }
+        }
+    }
+}
+
+impl std::error::Error for ProtocolError {}

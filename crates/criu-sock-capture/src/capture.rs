@@ -1,0 +1,179 @@
+//! The capture: CRIU's files and external ones, as they come, into one stream.
+
+use crate::dump::{Dump, News};
+use crate::error::Error;
+use crate::inflow::{Available, Inflow};
+use crate::{Args, NAME};
+use cli::{
+    Cleanup, Counters, Descriptors, Failure, OutputError, Place, Program, Progress, SourceError,
+    StreamOutput, new_image_id,
+};
+use criu_protocol::{Direction, Listener, ProtocolError};
+use pipe_io::inherit;
+use pipe_io::poll::{self, PollFd, PollFlags};
+use std::io;
+use std::os::fd::AsFd;
+use std::sync::Arc;
+
+/// Does what the command line asks for.
+pub(crate) fn run(args: Args) -> Result<(), Failure<Error>> {
+    let mut descriptors = Descriptors::default();
+    let stdout = descriptors.take(&Place::Stdout, inherit::Direction::Output)?;
+    let progress = Progress::open(args.common.progress_fd.0, &mut descriptors)?;
+    let external = descriptors.take_external(args.external, inherit::Direction::Input)?;
+
+    let program = Program::new(NAME, args.common.verbose);
+    let counters = Arc::new(Counters::new(1));
+    let capture = || {
+        program.attend_signals(&counters).map_err(Error::System)?;
+        let listener =
+            Listener::bind(&args.images_dir, Direction::Capture).map_err(Error::Listen)?;
+        let _socket = Cleanup::new(listener.path());
+        let mut output = StreamOutput::new(stdout, Arc::clone(&counters));
+        output.identify(new_image_id().map_err(Error::System)?);
+        let inflows = external
+            .into_iter()
+            .map(|(name, place, source)| Inflow::external(name, place, source))
+            .collect::<io::Result<_>>()
+            .map_err(Error::System)?;
+        let mut capture = Capture {
+            listener,
+            dump: None,
+            inflows,
+            successors: Vec::new(),
+            output,
+            progress,
+        };
+        capture.progress.socket_init();
+        capture.run()?;
+        capture.output.finish()?;
+        capture.progress.finished(&counters);
+        Ok(())
+    };
+    capture().map_err(Failure::Failed)
+}
+
+/// A capture that goes on.
+struct Capture {
+    /// Kept when CRIU has connected, so that no second capture can take the socket's place.
+    listener: Listener,
+    dump: Option<Dump>,
+    /// The files that are open now. No two have the same name.
+    inflows: Vec<Inflow>,
+    /// Files that CRIU has opened again, before the end of the earlier ones was seen.
+    successors: Vec<Inflow>,
+    output: StreamOutput,
+    progress: Progress,
+}
+
+/// What there is to do.
+struct Ready {
+    criu: bool,
+    /// One for each inflow.
+    inflows: Vec<PollFlags>,
+}
+
+impl Capture {
+    fn run(&mut self) -> Result<(), Error> {
+        while !self.is_complete()? {
+            self.output.flush()?;
+            let ready = self.wait()?;
+            self.drain(&ready.inflows)?;
+            if ready.criu {
+                self.hear_criu()?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether all of the image is in the stream. A dump that failed is an error, as soon as
+    /// everything has come that CRIU has left behind.
+    fn is_complete(&self) -> Result<bool, Error> {
+        match &self.dump {
+            Some(dump) if dump.has_hung_up() && !self.inflows.iter().any(Inflow::is_criu) => {
+                match dump.has_sent_all() {
+                    true => Ok(self.inflows.is_empty()),
+                    false => Err(Error::DumpFailed),
+                }
+            }
+            _ => Ok(false),
+        }
+    }
+
+    /// Waits until CRIU says something, a file has bytes or ends, or the reader of the stream
+    /// has gone.
+    fn wait(&self) -> Result<Ready, Error> {
+        let for_input = |fd| PollFd::new(fd, PollFlags::POLLIN);
+        let mut fds = vec![PollFd::new(self.output.endpoint().as_fd(), PollFlags::empty())];
+        fds.extend(self.inflows.iter().map(|inflow| for_input(inflow.as_fd())));
+        match &self.dump {
+            None => fds.push(for_input(self.listener.as_fd())),
+            Some(dump) if !dump.has_hung_up() => fds.push(for_input(dump.as_fd())),
+            Some(_) => {}
+        }
+        poll::wait(&mut fds).map_err(Error::System)?;
+
+        let mut events = fds.iter().map(|fd| fd.revents().unwrap_or(PollFlags::empty()));
+        if events.next().is_some_and(|events| events.contains(PollFlags::POLLERR)) {
+            return Err(Error::Output(OutputError::reader_gone()));
+        }
+        let inflows = events.by_ref().take(self.inflows.len()).collect();
+        let criu = events.next().is_some_and(|events| !events.is_empty());
+        Ok(Ready { criu, inflows })
+    }
+
+    fn hear_criu(&mut self) -> Result<(), Error> {
+        let Some(dump) = &mut self.dump else {
+            let connection = self.listener.accept().map_err(ProtocolError::Io)?;
+            self.listener.refuse_more();
+            self.dump = Some(Dump::new(connection));
+            return Ok(());
+        };
+        while let Some(news) = dump.news()? {
+            match news {
+                News::Frozen => self.progress.checkpoint_start(),
+                News::File(name, pipe) => {
+                    let inflow = Inflow::criu(name, pipe)?;
+                    match self.inflows.iter().find(|open| open.name == inflow.name) {
+                        None => self.inflows.push(inflow),
+                        Some(open) if open.is_criu() => self.successors.push(inflow),
+                        Some(_) => return Err(Error::NameClash(inflow.name)),
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Moves what the files have that were ready, and ends those that are complete.
+    fn drain(&mut self, ready: &[PollFlags]) -> Result<(), Error> {
+        let mut ended = Vec::new();
+        for (index, (inflow, events)) in self.inflows.iter_mut().zip(ready).enumerate() {
+            if events.is_empty() {
+                continue;
+            }
+            let hung_up = events.intersects(PollFlags::POLLHUP | PollFlags::POLLERR);
+            match inflow.fetch(hung_up)? {
+                Available::Nothing => {}
+                Available::Bytes(length) => {
+                    self.output.data(&inflow.name, length)?;
+                    self.output.payload(inflow.pipe(), length).map_err(|error| match error {
+                        SourceError::Output(error) => Error::Output(error),
+                        SourceError::Source(error) => inflow.failed(error),
+                    })?;
+                }
+                Available::End => {
+                    self.output.file_eof(&inflow.name)?;
+                    ended.push(index);
+                }
+            }
+        }
+        for index in ended.into_iter().rev() {
+            let ended = self.inflows.remove(index);
+            if let Some(next) = self.successors.iter().position(|next| next.name == ended.name) {
+                self.inflows.push(self.successors.remove(next));
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,67 @@
+//! Everything that can end a capture early, in the words that the user reads.
+
+use cli::{OutputError, Place, reason};
+use criu_protocol::{ListenError, ProtocolError};
+use std::fmt;
+use std::io;
+use wire_format::FileName;
+
+/// Why there is no image.
+#[derive(Debug)]
+pub(crate) enum Error {
+    /// CRIU cannot be listened for.
+    Listen(ListenError),
+    /// What CRIU said makes no sense.
+    Protocol(ProtocolError),
+    /// The stream cannot be written.
+    Output(OutputError),
+    /// A file from CRIU cannot be read.
+    File(FileName, io::Error),
+    /// An external file cannot be read.
+    External(Place, io::Error),
+    /// CRIU has sent what is no pipe, for this file.
+    NotAPipe(FileName),
+    /// CRIU sends a file that has the name of an external one.
+    NameClash(FileName),
+    /// CRIU hung up without having sent `inventory.img`.
+    DumpFailed,
+    /// CRIU ended within `inventory.img`.
+    InventoryCut,
+    /// The system refuses something basic.
+    System(io::Error),
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Error::Listen(error) => error.fmt(f),
+            Error::Protocol(error) => write!(f, "CRIU: {error}"),
+            Error::Output(error) => error.fmt(f),
+            Error::File(name, error) => write!(f, "CRIU: {name}: {}", reason(error)),
+            Error::External(place, error) => write!(f, "{place}: {}", reason(error)),
+            Error::NotAPipe(name) => write!(f, "CRIU: {name}: came without a pipe"),
+            Error::NameClash(name) => {
+                write!(f, "CRIU: {name}: the name of an external file")
+            }
+            Error::DumpFailed => {
+                f.write_str("CRIU: hung up before inventory.img: the dump failed, there is no image")
+            }
+            Error::InventoryCut => {
+                f.write_str("CRIU: inventory.img is cut short: the dump failed, there is no image")
+            }
+            Error::System(error) => f.write_str(&reason(error)),
+        }
+    }
+}
+
+impl From<OutputError> for Error {
+    fn from(error: OutputError) -> Error {
+        Error::Output(error)
+    }
+}
+
+impl From<ProtocolError> for Error {
+    fn from(error: ProtocolError) -> Error {
+        Error::Protocol(error)
+    }
+}

@@ -1,0 +1,152 @@
+//! One file on its way in.
+
+use crate::error::Error;
+use crate::inventory::Inventory;
+use cli::Place;
+use criu_protocol::INVENTORY;
+use pipe_io::pipe::{self, Pipe};
+use pipe_io::{Endpoint, Kind, MoveError, Mover};
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use wire_format::FileName;
+
+/// A file that is being written into the image.
+#[derive(Debug)]
+pub(crate) struct Inflow {
+    pub(crate) name: FileName,
+    /// The pipe that its bytes are in.
+    pipe: Endpoint,
+    grown: bool,
+    origin: Origin,
+}
+
+#[derive(Debug)]
+enum Origin {
+    /// CRIU writes into the pipe.
+    Criu,
+    /// CRIU does, and the file tells whether the dump has succeeded.
+    CriuInventory(Inventory),
+    /// Somebody writes into the pipe that a descriptor named.
+    External(Place),
+    /// The descriptor is no pipe. Its bytes are fetched into one, so that they can be counted
+    /// before they are announced.
+    Fetched { place: Place, source: Endpoint, into: Endpoint, mover: Mover },
+}
+
+/// What an inflow has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Available {
+    /// So many bytes in its pipe.
+    Bytes(u32),
+    /// Nothing yet.
+    Nothing,
+    /// The file is complete.
+    End,
+}
+
+impl Inflow {
+    /// The pipe that CRIU has sent for a file.
+    pub(crate) fn criu(name: FileName, pipe: OwnedFd) -> Result<Inflow, Error> {
+        let origin = match name.as_str() {
+            INVENTORY => Origin::CriuInventory(Inventory::default()),
+            _ => Origin::Criu,
+        };
+        match Endpoint::new(pipe) {
+            Ok(pipe) if pipe.kind() == Kind::Pipe => {
+                Ok(Inflow { name, pipe, grown: false, origin })
+            }
+            _ => Err(Error::NotAPipe(name)),
+        }
+    }
+
+    /// An external file.
+    pub(crate) fn external(
+        name: FileName,
+        place: Place,
+        source: Endpoint,
+    ) -> io::Result<Inflow> {
+        if source.kind() == Kind::Pipe {
+            return Ok(Inflow { name, pipe: source, grown: true, origin: Origin::External(place) });
+        }
+        let Pipe { read, write } = Pipe::new()?;
+        let endpoint = |fd| Endpoint::new(fd).map_err(io::Error::other);
+        let (pipe, into) = (endpoint(read)?, endpoint(write)?);
+        into.grow();
+        let origin = Origin::Fetched { place, source, into, mover: Mover::default() };
+        Ok(Inflow { name, pipe, grown: true, origin })
+    }
+
+    /// Whether the file is CRIU's.
+    pub(crate) fn is_criu(&self) -> bool {
+        matches!(self.origin, Origin::Criu | Origin::CriuInventory(_))
+    }
+
+    /// Sees what is there. `hung_up` says that nobody can write any more, which must have been
+    /// found out before this call.
+    pub(crate) fn fetch(&mut self, hung_up: bool) -> Result<Available, Error> {
+        if let Origin::Fetched { place, source, into, mover } = &mut self.origin {
+            let capacity = pipe::capacity(&*into).map_err(Error::System)?;
+            return match mover.some(source, into, capacity as u64) {
+                Ok(0) => Ok(Available::End),
+                Ok(bytes) => Ok(Available::Bytes(bytes as u32)),
+                Err(MoveError::Input(error)) => Err(Error::External(place.clone(), error)),
+                Err(MoveError::Output(error)) => Err(Error::System(error)),
+            };
+        }
+        match pipe::queued(&self.pipe).map_err(|error| self.failed(error))? {
+            0 if hung_up => self.end(),
+            0 => Ok(Available::Nothing),
+            bytes => {
+                self.grow_if_worth_it(bytes);
+                if let Origin::CriuInventory(inventory) = &mut self.origin {
+                    inventory.look(&self.pipe, bytes).map_err(Error::System)?;
+                }
+                // A pipe holds at most 2 GiB.
+                Ok(Available::Bytes(bytes as u32))
+            }
+        }
+    }
+
+    fn end(&self) -> Result<Available, Error> {
+        match &self.origin {
+            Origin::CriuInventory(inventory) if !inventory.is_whole() => Err(Error::InventoryCut),
+            _ => Ok(Available::End),
+        }
+    }
+
+    /// Most of CRIU's files are a few hundred bytes, and a large pipe for each would cost more
+    /// than it brings. One that has filled half a small pipe is not such a file.
+    fn grow_if_worth_it(&mut self, queued: usize) {
+        const SMALL: usize = 32 << 10;
+        if !self.grown && queued >= SMALL {
+            self.pipe.grow();
+            self.grown = true;
+        }
+    }
+
+    /// The error that reading this file has met; `None` if bytes are gone that were there.
+    pub(crate) fn failed(&self, error: impl Into<Option<io::Error>>) -> Error {
+        let error = error.into().unwrap_or(io::ErrorKind::UnexpectedEof.into());
+        match &self.origin {
+            Origin::Criu | Origin::CriuInventory(_) => Error::File(self.name.clone(), error),
+            Origin::External(place) | Origin::Fetched { place, .. } => {
+                Error::External(place.clone(), error)
+            }
+        }
+    }
+
+    /// What to take the announced bytes from.
+    pub(crate) fn pipe(&self) -> &Endpoint {
+        &self.pipe
+    }
+}
+
+impl AsFd for Inflow {
+    /// What to poll for more bytes.
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match &self.origin {
+            Origin::Fetched { source, .. } => source.as_fd(),
+            _ => self.pipe.as_fd(),
+        }
+    }
+}

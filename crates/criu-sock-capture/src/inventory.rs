@@ -1,0 +1,76 @@
+//! Seeing whether `inventory.img` is whole.
+//!
+//! The file is the mark of a dump that succeeded, so it must not be one that CRIU was killed
+//! in the middle of: its pipe would end just as it does for a whole one.
+
+use pipe_io::pipe::Pipe;
+use pipe_io::{Endpoint, splice};
+use std::fs::File;
+use std::io::{self, Read};
+
+/// Follows the bytes of the file as they pass.
+#[derive(Debug, Default)]
+pub(crate) struct Inventory {
+    bytes: Vec<u8>,
+}
+
+impl Inventory {
+    /// An inventory has some hundred bytes. What is longer is not looked at further.
+    const BYTES_MAX: usize = 64 << 10;
+
+    /// Looks at `length` bytes that are queued in `pipe`, and leaves them there.
+    pub(crate) fn look(&mut self, pipe: &Endpoint, length: usize) -> io::Result<()> {
+        let length = length.min(Inventory::BYTES_MAX.saturating_sub(self.bytes.len()));
+        if length == 0 {
+            return Ok(());
+        }
+        let copy = Pipe::new()?;
+        let copied = splice::tee_now(pipe, &copy.write, length)?;
+        drop(copy.write);
+        File::from(copy.read).take(copied as u64).read_to_end(&mut self.bytes)?;
+        Ok(())
+    }
+
+    /// Whether what has passed can be a whole inventory: not empty, and if it begins as CRIU's
+    /// image files do (two magic numbers, then entries behind their lengths), it ends with an
+    /// entry.
+    pub(crate) fn is_whole(&self) -> bool {
+        const IMG_COMMON_MAGIC: [u8; 4] = 0x5456_4319_u32.to_le_bytes();
+
+        if self.bytes.len() >= Inventory::BYTES_MAX {
+            return true;
+        }
+        match self.bytes.strip_prefix(&IMG_COMMON_MAGIC) {
+            Some(rest) => rest.get(4..).is_some_and(|rest| !rest.is_empty() && are_entries(rest)),
+            None => !self.bytes.is_empty(),
+        }
+    }
+}
+
+fn are_entries(mut bytes: &[u8]) -> bool {
+    while let Some((length, rest)) = bytes.split_first_chunk::<4>() {
+        match rest.get(u32::from_le_bytes(*length) as usize..) {
+            Some(rest) => bytes = rest,
+            None => return false,
+        }
+    }
+    bytes.is_empty()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn is_whole(bytes: &[u8]) -> bool {
+        Inventory { bytes: bytes.to_vec() }.is_whole()
+    }
+
+    #[test]
+    fn every_cut_of_an_inventory_is_seen() {
+        let whole = b"\x19\x43\x56\x54\x55\x33\x33\x58\x03\0\0\0abc";
+        assert!(is_whole(whole));
+        (0..whole.len()).filter(|cut| *cut == 0 || *cut >= 4).for_each(|cut| {
+            assert!(!is_whole(&whole[..cut]), "cut at {cut}");
+        });
+    }
+}

@@ -1,0 +1,48 @@
+//! UNIX sockets: receiving the descriptors that a peer passes.
+
+use nix::cmsg_space;
+use nix::errno::Errno;
+use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
+use std::io::{self, IoSliceMut};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
+
+/// What one call received.
+#[derive(Debug)]
+pub struct Received {
+    /// How many bytes; 0 when the peer has hung up.
+    pub length: usize,
+    /// The descriptors that came with the last of these bytes.
+    pub fds: Vec<OwnedFd>,
+}
+
+/// Receives what is there, up to the end of the buffer, without waiting.
+///
+/// The kernel ends a message behind the byte that carried descriptors. Fails with `ENOBUFS` if
+/// descriptors came that the program could not take, because it has too many open.
+pub fn receive_now(socket: impl AsFd, buffer: &mut [u8]) -> io::Result<Received> {
+    const FDS_MAX: usize = 4;
+
+    let socket = socket.as_fd().as_raw_fd();
+    let mut control = cmsg_space!([RawFd; FDS_MAX]);
+    let mut slices = [IoSliceMut::new(buffer)];
+    let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_CMSG_CLOEXEC;
+    loop {
+        let message = match recvmsg::<()>(socket, &mut slices, Some(&mut control), flags) {
+            Ok(message) => message,
+            Err(Errno::EINTR) => continue,
+            Err(error) => return Err(error.into()),
+        };
+        let mut fds = Vec::new();
+        for item in message.cmsgs()? {
+            if let ControlMessageOwned::ScmRights(numbers) = item {
+                fds.extend(numbers.into_iter().map(own));
+            }
+        }
+        return Ok(Received { length: message.bytes, fds });
+    }
+}
+
+fn own(number: RawFd) -> OwnedFd {
+    // SAFETY: the kernel has just made this descriptor for us, and nobody else knows of it.
+    unsafe { OwnedFd::from_raw_fd(number) }
+}

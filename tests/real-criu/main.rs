@@ -1,0 +1,14 @@
+//! Checkpoints of a real process tree, by the real CRIU, through the filters.
+//!
+//! As root: `CRIU=$(contrib/get-criu) cargo test --test real-criu`. Without
+//! root or a CRIU that starts, every test says `skipped: …` and passes. The
+//! tests run one at a time: each dumps hundreds of megabytes.
+
+mod bench;
+mod criu;
+mod pipeline;
+mod victim;
+
+mod directory;
+mod failures;
+mod streams;

@@ -1,0 +1,91 @@
+//! A user's command line, run by bash.
+
+use std::fs;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+use nix::sys::signal::{Signal, killpg};
+
+use crate::bench::{Bench, pid_of, programs, wait_for};
+
+/// A script that runs in the background, in the scratch directory, with the
+/// workspace's programs first in PATH, and `contrib` after them. Its processes
+/// are killed if the test ends before they do.
+pub(crate) struct Pipeline {
+    bash: Child,
+    scratch: PathBuf,
+    messages: PathBuf,
+}
+
+impl Pipeline {
+    /// Its status is that of the last program in it that failed. `name` tells
+    /// it from the test's other pipelines.
+    pub(crate) fn start(bench: &Bench, name: &str, script: &str) -> Pipeline {
+        let messages = bench.scratch().join(format!("{name}.messages"));
+        let contrib = Path::new(env!("CARGO_MANIFEST_DIR")).join("../contrib");
+        let path = std::env::var("PATH").unwrap_or_default();
+        let path = format!("{}:{}:{path}", programs().display(), contrib.display());
+        let bash = Command::new("bash")
+            .args(["-c", &format!("set -o pipefail\n{script}")])
+            .current_dir(bench.scratch())
+            .env("PATH", path)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(fs::File::create(&messages).expect("create a file for messages"))
+            .process_group(0)
+            .spawn()
+            .expect("start bash");
+        Pipeline {
+            bash,
+            scratch: bench.scratch().to_path_buf(),
+            messages,
+        }
+    }
+
+    /// Waits until `line` stands in the file `progress` of the scratch
+    /// directory, and fails the test if the pipeline ends before.
+    pub(crate) fn wait_for_progress(&mut self, progress: &str, line: &str) {
+        wait_for(&format!("{line} in {progress}"), || {
+            // In this order: what ended may have written the line just before.
+            let ended = self.bash.try_wait().expect("look after bash").is_some();
+            let written = fs::read_to_string(self.scratch.join(progress)).unwrap_or_default();
+            let found = written.lines().any(|written| written == line);
+            assert!(
+                found || !ended,
+                "no {line}; the pipeline ended:\n{}",
+                self.messages()
+            );
+            found.then_some(())
+        });
+    }
+
+    /// The exit status.
+    pub(crate) fn status(&mut self) -> i32 {
+        let status = wait_for("the pipeline's end", || {
+            self.bash.try_wait().expect("wait for bash")
+        });
+        status.code().unwrap_or(-1)
+    }
+
+    /// Fails the test, with the programs' messages, unless the status is 0.
+    pub(crate) fn must_succeed(&mut self) {
+        let status = self.status();
+        assert_eq!(status, 0, "the pipeline's messages:\n{}", self.messages());
+    }
+
+    /// What the programs have said on standard error.
+    pub(crate) fn messages(&self) -> String {
+        fs::read_to_string(&self.messages).unwrap_or_default()
+    }
+}
+
+impl Drop for Pipeline {
+    fn drop(&mut self) {
+        // Unless bash has been reaped the number can't be anybody else's.
+        if matches!(self.bash.try_wait(), Ok(None)) {
+            let _ = killpg(pid_of(&self.bash), Signal::SIGKILL);
+            let _ = self.bash.wait();
+        }
+    }
+}

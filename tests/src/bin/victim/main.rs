@@ -1,0 +1,81 @@
+//! A process tree that is worth a checkpoint, for the tests with the real CRIU.
+//!
+//! `victim tree DIR` is a ring of processes (one of them a shell, one with
+//! several threads) around which sequence-numbered messages travel in pipes.
+//! With every message each process verifies and rewrites a part of its heap.
+//! The tree also holds a UNIX socket pair, a deleted open file and, if asked to,
+//! a listening TCP socket. Each process writes what it has seen into a status
+//! file in DIR, or what it found wrong, which must never happen: see [`status`].
+//!
+//! `victim count FILE` only counts, for demonstrations.
+//!
+//! Both make themselves leaders of their own session, with standard input,
+//! output and error on `/dev/null`: CRIU wants to see nothing of the caller's.
+
+mod count;
+mod head;
+mod heap;
+mod member;
+mod status;
+
+use std::fs::OpenOptions;
+use std::process::ExitCode;
+
+use nix::unistd;
+
+const USAGE: &str = "\
+Usage: victim tree DIR [--processes N] [--megabytes N] [--tcp] [--undumpable]
+       victim count FILE
+
+tree   N processes (4 or more; 4 unless said) that hold N megabytes of changing
+       heap together (300 unless said). With --tcp one of them answers on the
+       loopback port named in DIR/port; with --undumpable the last one
+       holds a socket that CRIU refuses to dump.
+count  write a number that rises ten times a second to FILE";
+
+/// What goes wrong in a process, as it appears in its status file.
+type Fault = Box<dyn std::error::Error + Send + Sync>;
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let outcome = match words.as_slice() {
+        ["tree", directory, options @ ..] => match head::Tree::parse(directory, options) {
+            Some(tree) => leave_the_callers_session().and_then(|()| tree.run()),
+            None => return usage(),
+        },
+        ["count", file] => leave_the_callers_session().and_then(|()| count::count(file)),
+        // Started by `tree` only.
+        ["member", rest @ ..] => match member::Member::parse(rest) {
+            Some(member) => member.run(),
+            None => return usage(),
+        },
+        _ => return usage(),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(fault) => {
+            eprintln!("victim: {fault}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn usage() -> ExitCode {
+    eprintln!("{USAGE}");
+    ExitCode::from(2)
+}
+
+fn leave_the_callers_session() -> Result<(), Fault> {
+    if unistd::getsid(None)? != unistd::getpid() {
+        unistd::setsid().map_err(|errno| format!("start it with setsid: {errno}"))?;
+    }
+    let null = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open("/dev/null")?;
+    unistd::dup2_stdin(&null)?;
+    unistd::dup2_stdout(&null)?;
+    unistd::dup2_stderr(&null)?;
+    Ok(())
+}
