@@ -1,1 +1,16 @@
-//! Shared by the tests.
+//! What the tests that cross several filters share: a stand-in for CRIU
+//! ([`criu`]), a reader and writer of the image stream that owe nothing to
+//! `wire-format` ([`stream`]), the starting of our programs with any
+//! descriptors and a time limit ([`pipeline`], [`filters`]), the malformed
+//! streams that every filter must refuse ([`malformed`]), and numbers that come
+//! again from their seed ([`random`]).
+//!
+//! Everything here panics with a sentence when it cannot go on: it is a failed
+//! test.
+
+pub mod criu;
+pub mod filters;
+pub mod malformed;
+pub mod pipeline;
+pub mod random;
+pub mod stream;

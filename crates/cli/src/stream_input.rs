@@ -1,9 +1,9 @@
 //! Reading an image stream, and refusing one that is not whole.
 
 use crate::{Place, reason};
-use pipe_io::{Endpoint, MoveError, Mover};
+use pipe_io::{Endpoint, Kind, MoveError, Mover, splice};
 use std::fmt;
-use std::io;
+use std::io::{self, ErrorKind, Read};
 use wire_format::{Body, Grammar, GrammarError, Marker, ReadError, StreamReader};
 
 /// An image stream on its way in. It ends with the end of the image, or with an error.
@@ -63,6 +63,51 @@ impl StreamInput {
                 Err(PayloadError::Input(InputError::Read(self.place.clone(), ReadError::Io(error))))
             }
         }
+    }
+
+    /// Moves payload to `to` without waiting; `None` if nothing can be moved at this moment. One
+    /// of the two must be a pipe.
+    pub fn move_payload_now(
+        &mut self,
+        to: &Endpoint,
+        length: u64,
+    ) -> Result<Option<u64>, PayloadError> {
+        let length = usize::try_from(length).unwrap_or(usize::MAX);
+        match splice::splice_now(self.reader.get_ref(), to, length) {
+            Ok(0) => Err(PayloadError::Input(self.truncated())),
+            Ok(moved) => {
+                self.reader.advance(moved as u64);
+                Ok(Some(moved as u64))
+            }
+            Err(error) if error.kind() == ErrorKind::WouldBlock => Ok(None),
+            Err(error)
+                if error.kind() == ErrorKind::BrokenPipe
+                    || self.endpoint().kind() == Kind::Pipe =>
+            {
+                Err(PayloadError::Output(error))
+            }
+            Err(error) => {
+                Err(PayloadError::Input(InputError::Read(self.place.clone(), ReadError::Io(error))))
+            }
+        }
+    }
+
+    /// Reads payload into memory, where it cannot be moved.
+    pub fn read_payload(&mut self, buffer: &mut [u8]) -> Result<(), InputError> {
+        let mut left = buffer;
+        while !left.is_empty() {
+            match self.reader.get_mut().read(left) {
+                Ok(0) => return Err(self.truncated()),
+                Ok(read) => {
+                    self.reader.advance(read as u64);
+                    left = left.get_mut(read..).unwrap_or_default();
+                }
+                Err(error) => {
+                    return Err(InputError::Read(self.place.clone(), ReadError::Io(error)));
+                }
+            }
+        }
+        Ok(())
     }
 
     /// How many bytes of the stream were read.

@@ -22,6 +22,11 @@ pub fn is_readable(fd: impl AsFd) -> io::Result<bool> {
     look(&mut [PollFd::new(fd.as_fd(), PollFlags::POLLIN)])
 }
 
+/// Whether a write of a page would return at once: with success or an error.
+pub fn is_writable(fd: impl AsFd) -> io::Result<bool> {
+    look(&mut [PollFd::new(fd.as_fd(), PollFlags::POLLOUT)])
+}
+
 /// Waits until a read would return at once.
 pub fn wait_readable(fd: impl AsFd) -> io::Result<()> {
     wait(&mut [PollFd::new(fd.as_fd(), PollFlags::POLLIN)])

@@ -7,6 +7,7 @@ use std::io;
 pub fn reason(error: &io::Error) -> String {
     match error.raw_os_error() {
         Some(number) => Errno::from_raw(number).desc().to_owned(),
+        None if error.kind() == io::ErrorKind::BrokenPipe => Errno::EPIPE.desc().to_owned(),
         None => error.to_string(),
     }
 }

@@ -1,0 +1,49 @@
+//! Everything that can end a merge early, in the words that the user reads.
+
+use cli::{OutputError, Place, reason};
+use std::fmt;
+use std::io;
+use wire_format::{GrammarError, ReadError};
+
+/// Why the shards cannot be put together.
+#[derive(Debug)]
+pub(crate) enum Error {
+    /// A shard cannot be read.
+    Read(Place, ReadError),
+    /// At this byte of the shard stands a marker that may not stand there.
+    Grammar(Place, u64, GrammarError),
+    /// All shards have ended, and none held this marker.
+    Missing(u64),
+    /// The second shard belongs to another image than the first.
+    Mixed(Place, Place),
+    /// The stream cannot be written.
+    Output(OutputError),
+    /// The system refuses something basic.
+    System(io::Error),
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Error::Read(place, ReadError::Io(error)) => write!(f, "{place}: {}", reason(error)),
+            Error::Read(place, error) => write!(f, "{place}: {error}"),
+            Error::Grammar(place, position, error) => {
+                write!(f, "{place}: byte {position}: {error}")
+            }
+            Error::Missing(seq) => {
+                write!(f, "marker {seq} is in none of the shards: one is missing or truncated")
+            }
+            Error::Mixed(first, second) => {
+                write!(f, "{second}: belongs to another image than {first}")
+            }
+            Error::Output(error) => error.fmt(f),
+            Error::System(error) => f.write_str(&reason(error)),
+        }
+    }
+}
+
+impl From<OutputError> for Error {
+    fn from(error: OutputError) -> Error {
+        Error::Output(error)
+    }
+}

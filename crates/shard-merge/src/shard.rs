@@ -1,0 +1,123 @@
+//! One input.
+
+use crate::error::Error;
+use cli::{Counters, Place};
+use pipe_io::{Endpoint, Kind, poll};
+use std::io::{self, ErrorKind, Read};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
+use wire_format::{Marker, ReadError, StreamReader};
+
+/// A shard that is being read.
+#[derive(Debug)]
+pub(crate) struct Shard {
+    pub(crate) place: Place,
+    index: usize,
+    counters: Arc<Counters>,
+    reader: StreamReader<Ready>,
+    /// Its next marker, once it is there.
+    head: Option<Marker>,
+    /// Where the next marker begins, in bytes from the start of the shard.
+    head_position: u64,
+    ended: bool,
+}
+
+/// Reads what is there, and fails with [`ErrorKind::WouldBlock`] rather than wait.
+#[derive(Debug)]
+struct Ready(Endpoint);
+
+impl Read for Ready {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let can_wait = matches!(self.0.kind(), Kind::Pipe | Kind::Socket);
+        if can_wait && !poll::is_readable(&self.0)? {
+            return Err(ErrorKind::WouldBlock.into());
+        }
+        self.0.read(buffer)
+    }
+}
+
+impl Shard {
+    /// The shard of this index, counted from 0.
+    pub(crate) fn new(
+        index: usize,
+        place: Place,
+        endpoint: Endpoint,
+        counters: Arc<Counters>,
+    ) -> Shard {
+        Shard {
+            place,
+            index,
+            counters,
+            reader: StreamReader::new(Ready(endpoint)),
+            head: None,
+            head_position: 0,
+            ended: false,
+        }
+    }
+
+    /// Reads the next marker, if it is there and was not read yet. Returns the marker when it
+    /// was read now.
+    pub(crate) fn look(&mut self) -> Result<Option<&Marker>, Error> {
+        if !self.is_awaited() {
+            return Ok(None);
+        }
+        match self.reader.next_marker() {
+            Ok(Some(marker)) => {
+                let position = self.reader.position();
+                self.counters.add(self.index, position - self.head_position);
+                Ok(Some(self.head.insert(marker)))
+            }
+            Ok(None) => {
+                self.ended = true;
+                self.counters.end(self.index);
+                Ok(None)
+            }
+            Err(ReadError::Io(error)) if error.kind() == ErrorKind::WouldBlock => Ok(None),
+            Err(error) => Err(Error::Read(self.place.clone(), error)),
+        }
+    }
+
+    /// Whether its next marker has not come, nor its end.
+    pub(crate) fn is_awaited(&self) -> bool {
+        self.head.is_none() && !self.ended
+    }
+
+    /// The number of its next marker, once it is there.
+    pub(crate) fn head_seq(&self) -> Option<u64> {
+        self.head.as_ref().map(|marker| marker.seq)
+    }
+
+    /// Where its next marker begins, in bytes from the start of the shard.
+    pub(crate) fn head_position(&self) -> u64 {
+        self.head_position
+    }
+
+    /// Takes the next marker. Its payload is to be taken before the shard is looked at again.
+    pub(crate) fn take(&mut self) -> Option<Marker> {
+        self.head_position = self.reader.position();
+        self.head.take()
+    }
+
+    /// Notes that payload was taken out of [`Shard::endpoint`].
+    pub(crate) fn took(&mut self, bytes: u64) {
+        self.reader.advance(bytes);
+        self.head_position = self.reader.position();
+        self.counters.add(self.index, bytes);
+    }
+
+    /// Where the payload comes from.
+    pub(crate) fn endpoint(&self) -> &Endpoint {
+        &self.reader.get_ref().0
+    }
+
+    /// How many bytes of it were read.
+    pub(crate) fn position(&self) -> u64 {
+        self.reader.position()
+    }
+}
+
+impl AsFd for Shard {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.endpoint().as_fd()
+    }
+}

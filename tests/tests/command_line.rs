@@ -1,0 +1,234 @@
+//! What is wrong on a command line is said before anything is touched: exit
+//! status 2, one line, and the filter's name in front.
+
+use std::fs::File;
+
+use tempfile::tempdir;
+use tests::criu::pipe;
+use tests::filters::files_in;
+use tests::pipeline::{Filter, collect_from};
+use tests::stream::read_stream;
+
+const FILTERS: [&str; 5] = [
+    "criu-sock-capture",
+    "shard-split",
+    "shard-merge",
+    "image-serve",
+    "image-extract",
+];
+
+#[test]
+fn every_filter_tells_its_version_and_its_options() {
+    for name in FILTERS {
+        let options = [
+            ("-V", name),
+            ("--version", name),
+            ("-h", "-p"),
+            ("--help", "-p"),
+        ];
+        for (option, mentioned) in options {
+            let told = Filter::new(name).arg(option).run(&[]);
+            told.succeeded();
+            assert!(told.stderr.is_empty(), "{name} {option}: {:?}", told.stderr);
+            let text = String::from_utf8(told.stdout).expect("UTF-8");
+            assert!(text.contains(mentioned), "{name} {option} says {text:?}");
+        }
+    }
+}
+
+#[test]
+fn options_have_long_names_and_take_their_value_with_or_without_equals() {
+    let stream = tests::malformed::small_stream();
+    let dir = tempdir().expect("a directory");
+    let images_dir = format!("--images-dir={}", dir.path().display());
+    for verbose in ["-v", "--verbose"] {
+        let (collect, output) = pipe(None).expect("a pipe");
+        let (_progress, progress_fd) = pipe(None).expect("a pipe");
+        let extract = Filter::new("image-extract").args([&images_dir, verbose]);
+        let extract = extract.args(["--ext-file-fds=pages-1.img:20", "--progress-fd=21"]);
+        let extract = extract.fd(20, output).fd(21, progress_fd);
+        extract.run(&stream).succeeded();
+        let pages = collect_from(collect).join().expect("the external file");
+        assert_eq!(pages, b"some pages and more");
+
+        let (collect, output) = pipe(None).expect("a pipe");
+        let split = Filter::new("shard-split").args(["--shard-fds=10", verbose]);
+        split.fd(10, output).run(&stream).succeeded();
+        let merge = Filter::new("shard-merge").args(["--shard-fds", "10", verbose]);
+        let merged = merge.fd(10, collect).run(&[]);
+        merged.succeeded();
+        assert_eq!(read_stream(&merged.stdout), read_stream(&stream));
+    }
+}
+
+#[test]
+fn an_unknown_option_is_wrong_usage_of_every_filter() {
+    for name in FILTERS {
+        for option in ["--no-such-option", "-Z"] {
+            Filter::new(name).arg(option).run(&[]).refused(2, option);
+        }
+    }
+}
+
+#[test]
+fn a_missing_option_is_wrong_usage() {
+    for name in FILTERS {
+        Filter::new(name).run(&[]).refused(2, "no arguments at all");
+    }
+}
+
+/// Arguments that name descriptors; 10 and 11 are pipes, 30 isn't open, 31 is a
+/// terminal. `DIR` stands for the directory.
+const WRONG: [(&str, &[&str], &str); 31] = [
+    ("criu-sock-capture", &["-D", "DIR", "-e", "fs.tar:30"], "30"),
+    ("criu-sock-capture", &["-D", "DIR", "-e", "fs.tar:31"], "31"),
+    (
+        "criu-sock-capture",
+        &["-D", "DIR", "-e", "fs.tar:"],
+        "fs.tar:",
+    ),
+    (
+        "criu-sock-capture",
+        &["-D", "DIR", "-e", "fs.tar"],
+        "fs.tar",
+    ),
+    (
+        "criu-sock-capture",
+        &["-D", "DIR", "-e", "fs.tar:ten"],
+        "fs.tar:ten",
+    ),
+    ("criu-sock-capture", &["-D", "DIR", "-e", "a/b:10"], "a/b"),
+    ("criu-sock-capture", &["-D", "DIR", "-e", "..:10"], ".."),
+    ("criu-sock-capture", &["-D", "DIR", "-e", ":10"], ""),
+    ("criu-sock-capture", &["-D", "DIR", "-e", "a:10,b:10"], "10"),
+    (
+        "criu-sock-capture",
+        &["-D", "DIR", "-e", "a:10", "-e", "a:11"],
+        "a",
+    ),
+    ("criu-sock-capture", &["-D", "DIR", "-p", "30"], "30"),
+    (
+        "criu-sock-capture",
+        &["-D", "DIR", "-e", "a:10", "-p", "10"],
+        "10",
+    ),
+    ("shard-split", &["-s", "30"], "30"),
+    ("shard-split", &["-s", "31"], "31"),
+    ("shard-split", &["-s", "11,11"], "11"),
+    ("shard-split", &["-s", "11", "-s", "11"], "11"),
+    ("shard-split", &["-s", "11", "-p", "11"], "11"),
+    ("shard-split", &["-s", "11", "-p", "30"], "30"),
+    ("shard-split", &["-s", "eleven"], "eleven"),
+    ("shard-split", &["-s", "-1"], "-1"),
+    ("shard-merge", &["-s", "30"], "30"),
+    ("shard-merge", &["-s", "31"], "31"),
+    ("shard-merge", &["-s", "10,10"], "10"),
+    ("shard-merge", &["-s", "10,,10"], ""),
+    ("shard-merge", &["-s", "10", "-p", "10"], "10"),
+    ("image-serve", &["-D", "DIR", "-e", "fs.tar:30"], "30"),
+    ("image-serve", &["-D", "DIR", "-e", "a:11,b:11"], "11"),
+    ("image-serve", &["-D", "DIR", "-p", "30"], "30"),
+    ("image-extract", &["-D", "DIR", "-e", "fs.tar:30"], "30"),
+    ("image-extract", &["-D", "DIR", "-e", "a:11,b:11"], "11"),
+    ("image-extract", &["-D", "DIR", "-p", "30"], "30"),
+];
+
+#[test]
+fn a_descriptor_that_is_closed_or_repeated_or_a_terminal_is_wrong_usage() {
+    for (name, arguments, mentioned) in WRONG {
+        let dir = tempdir().expect("a directory");
+        let (read_end, _feed) = pipe(None).expect("a pipe");
+        let (_collect, write_end) = pipe(None).expect("a pipe");
+        let case = arguments.join(" ");
+        let path = dir.path().to_str().expect("UTF-8");
+        let arguments = arguments
+            .iter()
+            .map(|word| if *word == "DIR" { path } else { word });
+        let filter = Filter::new(name).args(arguments);
+        let filter = filter.fd(10, read_end).fd(11, write_end).fd(31, terminal());
+        let finished = filter.run(&[]);
+        finished.refused(2, &case);
+        assert!(
+            finished.stdout.is_empty(),
+            "{name} {case}: wrote to its output"
+        );
+        assert!(
+            finished.stderr[0].contains(mentioned),
+            "{name} {case}: {:?}",
+            finished.stderr
+        );
+        assert!(
+            files_in(dir.path()).is_empty(),
+            "{name} {case}: touched the directory"
+        );
+    }
+}
+
+#[test]
+fn a_terminal_is_neither_input_nor_output_for_data() {
+    let dir = tempdir().expect("a directory");
+    let wrong = |filter: Filter, case: &str| {
+        filter.start().finish().refused(2, case);
+    };
+    let with_dir = |name: &str| Filter::new(name).arg("-D").arg(dir.path());
+    let piped = || pipe(None).expect("a pipe");
+
+    wrong(
+        with_dir("criu-sock-capture").stdout(terminal()),
+        "stdout is a terminal",
+    );
+    wrong(
+        with_dir("image-serve").stdin(terminal()),
+        "stdin is a terminal",
+    );
+    wrong(
+        with_dir("image-extract").stdin(terminal()),
+        "stdin is a terminal",
+    );
+    for mode in ["--list", "--verify"] {
+        wrong(
+            Filter::new("image-extract").arg(mode).stdin(terminal()),
+            mode,
+        );
+    }
+    let (read_end, write_end) = piped();
+    let split = Filter::new("shard-split")
+        .args(["-s", "10"])
+        .fd(10, write_end);
+    wrong(split.stdin(terminal()), "stdin is a terminal");
+    let merge = Filter::new("shard-merge")
+        .args(["-s", "10"])
+        .fd(10, read_end);
+    wrong(merge.stdout(terminal()), "stdout is a terminal");
+    assert!(files_in(dir.path()).is_empty(), "touched the directory");
+}
+
+/// The master side of a new terminal, which is a terminal too.
+fn terminal() -> File {
+    File::options()
+        .read(true)
+        .write(true)
+        .open("/dev/ptmx")
+        .expect("a terminal")
+}
+
+#[test]
+fn a_directory_that_is_not_there_is_refused() {
+    for name in ["criu-sock-capture", "image-serve"] {
+        let finished = Filter::new(name)
+            .args(["-D", "/no/such/directory"])
+            .run(&[]);
+        assert!(
+            matches!(finished.status.code(), Some(1 | 2)),
+            "{name}: {}",
+            finished.status
+        );
+        let code = finished.status.code().expect("an exit status");
+        finished.refused(code, "no such directory");
+        assert!(
+            finished.stderr[0].contains("/no/such/directory"),
+            "{:?}",
+            finished.stderr
+        );
+    }
+}
