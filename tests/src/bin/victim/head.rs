@@ -49,7 +49,7 @@ impl Tree {
             directory,
             processes: 4,
             megabytes: 300,
-            tcp: false,
+            tcp: true,
             undumpable: false,
         };
         let mut options = options.iter();
@@ -57,7 +57,7 @@ impl Tree {
             match *option {
                 "--processes" => tree.processes = options.next()?.parse().ok()?,
                 "--megabytes" => tree.megabytes = options.next()?.parse().ok()?,
-                "--tcp" => tree.tcp = true,
+                "--no-tcp" => tree.tcp = false,
                 "--undumpable" => tree.undumpable = true,
                 _ => return None,
             }
