@@ -39,28 +39,17 @@ impl Bench {
             return skip(name, "only root can restore processes");
         }
         let program = env::var_os("CRIU").map_or_else(|| "criu".into(), PathBuf::from);
-        let check = Command::new(&program)
-            .arg("check")
-            .stdin(Stdio::null())
-            .output();
+        let check = Command::new(&program).arg("check").stdin(Stdio::null()).output();
         if !check.is_ok_and(|check| check.status.success()) {
             let program = program.display();
-            return skip(
-                name,
-                &format!("`{program} check` fails; try CRIU=$(contrib/get-criu)"),
-            );
+            return skip(name, &format!("`{program} check` fails; try CRIU=$(contrib/get-criu)"));
         }
         // What CRIU restores becomes a child of this process, which can then
         // reap it: a process that nobody reaps keeps its pid from being used.
         prctl::set_child_subreaper(true).expect("become a subreaper");
         let scratch = env::temp_dir().join(format!("real-criu.{}.{name}", std::process::id()));
         fs::create_dir(&scratch).expect("create the scratch directory");
-        let mut bench = Bench {
-            criu: Criu::new(program),
-            tcp: true,
-            scratch,
-            _machine: machine,
-        };
+        let mut bench = Bench { criu: Criu::new(program), tcp: true, scratch, _machine: machine };
         if bench.criu_refuses_tcp() {
             bench.tcp = false;
             let reason =
@@ -146,10 +135,7 @@ pub(crate) fn program(name: &str) -> PathBuf {
 /// `target/debug/deps/real-criu-…`.
 pub(crate) fn programs() -> PathBuf {
     let test = env::current_exe().expect("find this test's own file");
-    test.ancestors()
-        .nth(2)
-        .expect("find the target directory")
-        .to_path_buf()
+    test.ancestors().nth(2).expect("find the target directory").to_path_buf()
 }
 
 /// The child's process id, in nix's terms.

@@ -13,14 +13,8 @@ fn a_tree_goes_on_after_a_dump_to_a_directory() {
     };
     let mut victim = Victim::start(&bench, &[]);
     let images = bench.directory("images");
-    bench
-        .criu
-        .dump(Image::Files, &images, victim.pid(), &[])
-        .must_succeed();
+    bench.criu.dump(Image::Files, &images, victim.pid(), &[]).must_succeed();
     let dumped = victim.reap();
-    bench
-        .criu
-        .restore(Image::Files, &images, &[])
-        .must_succeed();
+    bench.criu.restore(Image::Files, &images, &[]).must_succeed();
     victim.must_go_on(&dumped);
 }

@@ -47,11 +47,7 @@ impl Victim {
             .stderr(Stdio::null())
             .spawn()
             .expect("start the victim");
-        let victim = Victim {
-            directory,
-            root,
-            tcp: bench.tcp(),
-        };
+        let victim = Victim { directory, root, tcp: bench.tcp() };
         // Beyond the first turns, in which no heap has been rewritten yet.
         victim.wait_until("every process runs", |statuses| {
             statuses.len() >= 7 && statuses.values().all(|status| status.step > 60)
@@ -74,13 +70,9 @@ impl Victim {
     pub(crate) fn reap(&mut self) -> Statuses {
         let statuses = self.statuses();
         // The children become this process's own only with their parent's end.
-        wait_for("the root's end", || {
-            self.root.try_wait().expect("wait for the victim")
-        });
+        wait_for("the root's end", || self.root.try_wait().expect("wait for the victim"));
         for pid in pids(&statuses) {
-            wait_for(&format!("the end of process {pid}"), || {
-                is_gone(pid).then_some(())
-            });
+            wait_for(&format!("the end of process {pid}"), || is_gone(pid).then_some(()));
         }
         statuses
     }
@@ -110,17 +102,10 @@ impl Victim {
     fn must_answer_on_tcp(&self, dumped: &Statuses) {
         let mut answer = String::new();
         let mut connection = TcpStream::connect(("127.0.0.1", self.port())).expect("connect");
-        connection
-            .set_read_timeout(Some(PATIENCE))
-            .expect("set the timeout");
-        connection
-            .read_to_string(&mut answer)
-            .expect("read the answer");
+        connection.set_read_timeout(Some(PATIENCE)).expect("set the timeout");
+        connection.read_to_string(&mut answer).expect("read the answer");
         let answer: u64 = answer.trim().parse().expect("a number");
-        assert!(
-            answer > dumped["member-1"].step,
-            "answers {answer}, dumped at {dumped:?}"
-        );
+        assert!(answer > dumped["member-1"].step, "answers {answer}, dumped at {dumped:?}");
     }
 
     /// What all of them say now. Fails the test if one says that it found its
@@ -129,9 +114,7 @@ impl Victim {
         let files = fs::read_dir(&self.directory).expect("list the victim's directory");
         let paths = files.map(|file| file.expect("list the victim's directory").path());
         let paths = paths.filter(|path| path.extension().is_some_and(|it| it == "status"));
-        paths
-            .filter_map(|path| Some((path.file_stem()?.to_str()?.into(), read(&path)?)))
-            .collect()
+        paths.filter_map(|path| Some((path.file_stem()?.to_str()?.into(), read(&path)?))).collect()
     }
 
     fn wait_until(&self, what: &str, condition: impl Fn(&Statuses) -> bool) {
@@ -143,9 +126,7 @@ impl Victim {
     fn owns(&self, pid: i32) -> bool {
         let arguments = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
         let directory = self.directory.as_os_str().as_encoded_bytes();
-        arguments
-            .split(|byte| *byte == 0)
-            .any(|argument| argument == directory)
+        arguments.split(|byte| *byte == 0).any(|argument| argument == directory)
     }
 }
 
@@ -153,10 +134,7 @@ impl Drop for Victim {
     fn drop(&mut self) {
         let _ = self.root.try_wait();
         // Not `statuses`, which may panic.
-        let files = fs::read_dir(&self.directory)
-            .into_iter()
-            .flatten()
-            .flatten();
+        let files = fs::read_dir(&self.directory).into_iter().flatten().flatten();
         let texts = files.filter_map(|file| fs::read_to_string(file.path()).ok());
         let mut pids: Vec<i32> = texts.filter_map(|text| field(&text, "pid")).collect();
         pids.push(self.pid());
@@ -194,19 +172,11 @@ fn is_gone(pid: i32) -> bool {
 fn read(path: &Path) -> Option<Status> {
     let text = fs::read_to_string(path).ok()?;
     if let Some((_, error)) = text.split_once(" error=") {
-        panic!(
-            "{} found its state damaged: {}",
-            path.display(),
-            error.trim()
-        );
+        panic!("{} found its state damaged: {}", path.display(), error.trim());
     }
 
     let (step, passes) = (field(&text, "step")?, field(&text, "passes")?);
-    Some(Status {
-        pid: field(&text, "pid")?,
-        step,
-        passes,
-    })
+    Some(Status { pid: field(&text, "pid")?, step, passes })
 }
 
 fn field<T: std::str::FromStr>(text: &str, name: &str) -> Option<T> {

@@ -26,6 +26,6 @@ pub mod socket;
 pub mod splice;
 
 pub use endpoint::{Endpoint, Kind};
+pub use mover::{MoveError, Mover};
 pub use reason::reason;
 pub use region::Region;
-pub use mover::{MoveError, Mover};

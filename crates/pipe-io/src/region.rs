@@ -79,8 +79,10 @@ impl Drop for Region {
 
 fn map(length: usize) -> io::Result<NonNull<c_void>> {
     let length = NonZeroUsize::new(length).ok_or(io::ErrorKind::InvalidInput)?;
-    let (protection, flags) =
-        (ProtFlags::PROT_READ | ProtFlags::PROT_WRITE, MapFlags::MAP_PRIVATE | MapFlags::MAP_NORESERVE);
+    let (protection, flags) = (
+        ProtFlags::PROT_READ | ProtFlags::PROT_WRITE,
+        MapFlags::MAP_PRIVATE | MapFlags::MAP_NORESERVE,
+    );
     // SAFETY: a new anonymous mapping at a place of the kernel's choice touches nobody's memory.
     Ok(unsafe { mmap_anonymous(None, length, protection, flags) }?)
 }
@@ -102,7 +104,9 @@ mod tests {
 
     #[test]
     fn both_kinds_of_pages_hold_what_was_filled() {
-        for mut region in [Region::small_pages(10_000).unwrap(), Region::huge_pages(5 << 20).unwrap()] {
+        for mut region in
+            [Region::small_pages(10_000).unwrap(), Region::huge_pages(5 << 20).unwrap()]
+        {
             let capacity = region.capacity();
             for expected in [b"abc".as_slice(), b"defg"] {
                 region.unfilled()[..expected.len()].copy_from_slice(expected);

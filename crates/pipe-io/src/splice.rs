@@ -49,12 +49,7 @@ pub fn tee_now(from: impl AsFd, to: impl AsFd, length: usize) -> io::Result<usiz
     uninterrupted(|| fcntl::tee(from, to, length, SpliceFFlags::SPLICE_F_NONBLOCK))
 }
 
-fn call(
-    from: impl AsFd,
-    to: impl AsFd,
-    length: usize,
-    flags: SpliceFFlags,
-) -> io::Result<usize> {
+fn call(from: impl AsFd, to: impl AsFd, length: usize, flags: SpliceFFlags) -> io::Result<usize> {
     let (from, to) = (from.as_fd(), to.as_fd());
     let flags = flags | SpliceFFlags::SPLICE_F_MOVE;
     uninterrupted(|| fcntl::splice(from, None, to, None, length, flags))

@@ -1,9 +1,9 @@
 //! How many pipes may be held.
 
 use super::Choice;
+use pipe_io::Endpoint;
 use pipe_io::inherit::raise_descriptor_limit;
 use pipe_io::pipe::{self, Pipe};
-use pipe_io::Endpoint;
 use std::io;
 
 /// Makes pipes to hold pieces in, until there are no more to be had.

@@ -70,10 +70,7 @@ fn leave_the_callers_session() -> Result<(), Fault> {
     if unistd::getsid(None)? != unistd::getpid() {
         unistd::setsid().map_err(|errno| format!("start it with setsid: {errno}"))?;
     }
-    let null = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .open("/dev/null")?;
+    let null = OpenOptions::new().read(true).write(true).open("/dev/null")?;
     unistd::dup2_stdin(&null)?;
     unistd::dup2_stdout(&null)?;
     unistd::dup2_stderr(&null)?;
