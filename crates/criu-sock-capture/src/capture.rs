@@ -159,7 +159,7 @@ impl Capture {
                     self.output.data(&inflow.name, length)?;
                     self.output.payload(inflow.pipe(), length).map_err(|error| match error {
                         SourceError::Output(error) => Error::Output(error),
-                        SourceError::Source(error) => inflow.failed(error),
+                        SourceError::Source(_, error) => inflow.failed(error),
                     })?;
                 }
                 Available::End => {
