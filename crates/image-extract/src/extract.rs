@@ -73,7 +73,8 @@ struct External {
 
 impl Extraction {
     fn finish(self) -> Result<(), Error> {
-        if let Some(name) = self.wanted.missing.into_iter().chain(self.external.open.into_keys()).min()
+        if let Some(name) =
+            self.wanted.missing.into_iter().chain(self.external.open.into_keys()).min()
         {
             return Err(Error::NoSuchFile(name));
         }
