@@ -2,6 +2,8 @@
 
 use std::env;
 use std::fs;
+use std::net::TcpListener;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -11,17 +13,18 @@ use std::time::{Duration, Instant};
 use nix::sys::prctl;
 use nix::unistd::{Pid, Uid};
 
-use crate::criu::Criu;
+use crate::criu::{Criu, Image};
 
 static MACHINE: Mutex<()> = Mutex::new(());
 
 /// How long anything may take before the test fails. A dump takes a second.
-const PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Held by the one test that runs now. Everything the test makes goes into
 /// [`Bench::scratch`], which is removed at the end.
 pub(crate) struct Bench {
     pub(crate) criu: Criu,
+    tcp: bool,
     scratch: PathBuf,
     _machine: MutexGuard<'static, ()>,
 }
@@ -36,27 +39,50 @@ impl Bench {
             return skip(name, "only root can restore processes");
         }
         let program = env::var_os("CRIU").map_or_else(|| "criu".into(), PathBuf::from);
-        let check = Command::new(&program)
-            .arg("check")
-            .stdin(Stdio::null())
-            .output();
+        let check = Command::new(&program).arg("check").stdin(Stdio::null()).output();
         if !check.is_ok_and(|check| check.status.success()) {
             let program = program.display();
-            return skip(
-                name,
-                &format!("`{program} check` fails; try CRIU=$(contrib/get-criu)"),
-            );
+            return skip(name, &format!("`{program} check` fails; try CRIU=$(contrib/get-criu)"));
         }
         // What CRIU restores becomes a child of this process, which can then
         // reap it: a process that nobody reaps keeps its pid from being used.
         prctl::set_child_subreaper(true).expect("become a subreaper");
         let scratch = env::temp_dir().join(format!("real-criu.{}.{name}", std::process::id()));
         fs::create_dir(&scratch).expect("create the scratch directory");
-        Some(Bench {
-            criu: Criu::new(program),
-            scratch,
-            _machine: machine,
-        })
+        let mut bench = Bench { criu: Criu::new(program), tcp: true, scratch, _machine: machine };
+        if bench.criu_refuses_tcp() {
+            bench.tcp = false;
+            let reason =
+                "this CRIU can't dump TCP sockets of this kernel; try CRIU=$(contrib/get-criu)";
+            skip::<()>(&format!("the TCP socket in {name}"), reason);
+        }
+        Some(bench)
+    }
+
+    /// Can this CRIU dump TCP sockets of this kernel?
+    pub(crate) fn tcp(&self) -> bool {
+        self.tcp
+    }
+
+    /// Dumps a process with a TCP socket. CRIU 4.1.1 asks every socket for
+    /// `SO_PASSCRED` (1:16), which Linux 6.16 and later refuse on those.
+    fn criu_refuses_tcp(&self) -> bool {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("listen on TCP");
+        let mut holder = Command::new("sleep")
+            .arg("60")
+            .stdin(OwnedFd::from(listener))
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("start sleep");
+        let images = self.directory("tcp");
+        let pid = pid_of(&holder).as_raw();
+        // A shell job may be part of a session that isn't dumped.
+        let mut dump = (self.criu).dump(Image::Files, &images, pid, &["--shell-job"]);
+        let refused = !dump.succeeds() && dump.last_words().contains("Can't get 1:16 opt");
+        holder.kill().expect("kill sleep");
+        holder.wait().expect("reap sleep");
+        refused
     }
 
     pub(crate) fn scratch(&self) -> &Path {
@@ -109,10 +135,7 @@ pub(crate) fn program(name: &str) -> PathBuf {
 /// `target/debug/deps/real-criu-…`.
 pub(crate) fn programs() -> PathBuf {
     let test = env::current_exe().expect("find this test's own file");
-    test.ancestors()
-        .nth(2)
-        .expect("find the target directory")
-        .to_path_buf()
+    test.ancestors().nth(2).expect("find the target directory").to_path_buf()
 }
 
 /// The child's process id, in nix's terms.

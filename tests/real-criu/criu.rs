@@ -48,10 +48,7 @@ impl Criu {
         if image == Image::Stream {
             command.arg("--stream");
         }
-        command
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null());
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         command
     }
 }
@@ -70,10 +67,7 @@ impl Run {
 
     /// Waits until CRIU has ended. Did it succeed?
     pub(crate) fn succeeds(&mut self) -> bool {
-        wait_for("criu's end", || {
-            self.child.try_wait().expect("wait for criu")
-        })
-        .success()
+        wait_for("criu's end", || self.child.try_wait().expect("wait for criu")).success()
     }
 
     /// Fails the test, with CRIU's last words, unless CRIU succeeds.
@@ -94,11 +88,7 @@ impl Run {
         let lines: Vec<&str> = log.lines().collect();
         let end = lines.len().saturating_sub(5);
         let errors = lines[..end].iter().filter(|line| line.contains("Error"));
-        errors
-            .chain(&lines[end..])
-            .copied()
-            .collect::<Vec<_>>()
-            .join("\n")
+        errors.chain(&lines[end..]).copied().collect::<Vec<_>>().join("\n")
     }
 }
 

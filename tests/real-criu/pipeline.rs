@@ -36,11 +36,7 @@ impl Pipeline {
             .process_group(0)
             .spawn()
             .expect("start bash");
-        Pipeline {
-            bash,
-            scratch: bench.scratch().to_path_buf(),
-            messages,
-        }
+        Pipeline { bash, scratch: bench.scratch().to_path_buf(), messages }
     }
 
     /// Waits until `line` stands in the file `progress` of the scratch
@@ -51,20 +47,15 @@ impl Pipeline {
             let ended = self.bash.try_wait().expect("look after bash").is_some();
             let written = fs::read_to_string(self.scratch.join(progress)).unwrap_or_default();
             let found = written.lines().any(|written| written == line);
-            assert!(
-                found || !ended,
-                "no {line}; the pipeline ended:\n{}",
-                self.messages()
-            );
+            assert!(found || !ended, "no {line}; the pipeline ended:\n{}", self.messages());
             found.then_some(())
         });
     }
 
     /// The exit status.
     pub(crate) fn status(&mut self) -> i32 {
-        let status = wait_for("the pipeline's end", || {
-            self.bash.try_wait().expect("wait for bash")
-        });
+        let status =
+            wait_for("the pipeline's end", || self.bash.try_wait().expect("wait for bash"));
         status.code().unwrap_or(-1)
     }
 

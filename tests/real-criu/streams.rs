@@ -16,10 +16,7 @@ fn dump_into(bench: &Bench, victim: &mut Victim, script: &str) -> Statuses {
     let images = bench.directory("dump");
     let mut pipeline = Pipeline::start(bench, "dump", script);
     pipeline.wait_for_progress("dump.progress", "socket-init");
-    bench
-        .criu
-        .dump(Image::Stream, &images, victim.pid(), &[])
-        .must_succeed();
+    bench.criu.dump(Image::Stream, &images, victim.pid(), &[]).must_succeed();
     pipeline.must_succeed();
     victim.reap()
 }
@@ -29,15 +26,11 @@ fn restore_from(bench: &Bench, script: &str) {
     let images = bench.directory("restore");
     let mut pipeline = Pipeline::start(bench, "restore", script);
     pipeline.wait_for_progress("restore.progress", "socket-init");
-    bench
-        .criu
-        .restore(Image::Stream, &images, &[])
-        .must_succeed();
+    bench.criu.restore(Image::Stream, &images, &[]).must_succeed();
     pipeline.must_succeed();
 }
 
 #[test]
-#[ignore = "filters not yet there"]
 fn a_tree_goes_on_after_one_stream_through_lz4() {
     let Some(bench) = Bench::set_up("one_stream_through_lz4") else {
         return;
@@ -48,15 +41,11 @@ fn a_tree_goes_on_after_one_stream_through_lz4() {
         &mut victim,
         "criu-sock-capture -D dump -p 3 3>dump.progress | lz4 -q > image.lz4",
     );
-    restore_from(
-        &bench,
-        "lz4 -dc image.lz4 | image-serve -D restore -p 3 3>restore.progress",
-    );
+    restore_from(&bench, "lz4 -dc image.lz4 | image-serve -D restore -p 3 3>restore.progress");
     victim.must_go_on(&dumped);
 }
 
 #[test]
-#[ignore = "filters not yet there"]
 fn a_tree_of_twelve_processes_goes_on_after_three_shards_through_zstd() {
     let Some(bench) = Bench::set_up("three_shards_through_zstd") else {
         return;
@@ -82,28 +71,20 @@ fn a_tree_of_twelve_processes_goes_on_after_three_shards_through_zstd() {
 }
 
 #[test]
-#[ignore = "filters not yet there"]
 fn a_tree_goes_on_from_an_extracted_directory() {
     let Some(bench) = Bench::set_up("an_extracted_directory") else {
         return;
     };
     let mut victim = Victim::start(&bench, &[]);
-    let dumped = dump_into(
-        &bench,
-        &mut victim,
-        "criu-sock-capture -D dump -p 3 3>dump.progress > image",
-    );
+    let dumped =
+        dump_into(&bench, &mut victim, "criu-sock-capture -D dump -p 3 3>dump.progress > image");
     let images = bench.directory("extracted");
     Pipeline::start(&bench, "extract", "image-extract -D extracted < image").must_succeed();
-    bench
-        .criu
-        .restore(Image::Files, &images, &[])
-        .must_succeed();
+    bench.criu.restore(Image::Files, &images, &[]).must_succeed();
     victim.must_go_on(&dumped);
 }
 
 #[test]
-#[ignore = "filters not yet there"]
 fn a_tarball_travels_with_the_image() {
     let Some(bench) = Bench::set_up("a_tarball_travels") else {
         return;
@@ -131,7 +112,6 @@ fn a_tarball_travels_with_the_image() {
 }
 
 #[test]
-#[ignore = "filters not yet there"]
 fn a_tree_goes_on_after_the_command_of_criu_image_streamer() {
     let Some(bench) = Bench::set_up("criu_image_streamer") else {
         return;
@@ -150,7 +130,6 @@ fn a_tree_goes_on_after_the_command_of_criu_image_streamer() {
 }
 
 #[test]
-#[ignore = "filters not yet there"]
 fn a_tree_migrates_through_shards_joined_by_pipes() {
     let Some(bench) = Bench::set_up("shards_joined_by_pipes") else {
         return;
@@ -168,10 +147,7 @@ fn a_tree_migrates_through_shards_joined_by_pipes() {
             wait $source",
     );
     pipeline.wait_for_progress("dump.progress", "socket-init");
-    bench
-        .criu
-        .dump(Image::Stream, &from, victim.pid(), &[])
-        .must_succeed();
+    bench.criu.dump(Image::Stream, &from, victim.pid(), &[]).must_succeed();
     let dumped = victim.reap();
     pipeline.wait_for_progress("restore.progress", "socket-init");
     bench.criu.restore(Image::Stream, &to, &[]).must_succeed();

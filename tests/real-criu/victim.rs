@@ -13,12 +13,13 @@ use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitPidFlag, waitpid};
 use nix::unistd::Pid;
 
-use crate::bench::{Bench, pid_of, program, wait_for};
+use crate::bench::{Bench, PATIENCE, pid_of, program, wait_for};
 
 /// Killed, and its processes reaped, when the test ends.
 pub(crate) struct Victim {
     directory: PathBuf,
     root: Child,
+    tcp: bool,
 }
 
 /// What one of its threads says of itself in its status file.
@@ -40,12 +41,13 @@ impl Victim {
             .arg("tree")
             .arg(&directory)
             .args(options)
+            .args((!bench.tcp()).then_some("--no-tcp"))
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .spawn()
             .expect("start the victim");
-        let victim = Victim { directory, root };
+        let victim = Victim { directory, root, tcp: bench.tcp() };
         // Beyond the first turns, in which no heap has been rewritten yet.
         victim.wait_until("every process runs", |statuses| {
             statuses.len() >= 7 && statuses.values().all(|status| status.step > 60)
@@ -57,8 +59,8 @@ impl Victim {
         pid_of(&self.root).as_raw()
     }
 
-    /// The port on which it answers, if it was started with `--tcp`.
-    pub(crate) fn port(&self) -> u16 {
+    /// The port on which it answers, unless CRIU can't dump TCP sockets.
+    fn port(&self) -> u16 {
         let port = fs::read_to_string(self.directory.join("port")).expect("read the port");
         port.parse().expect("a port number")
     }
@@ -68,19 +70,16 @@ impl Victim {
     pub(crate) fn reap(&mut self) -> Statuses {
         let statuses = self.statuses();
         // The children become this process's own only with their parent's end.
-        wait_for("the root's end", || {
-            self.root.try_wait().expect("wait for the victim")
-        });
+        wait_for("the root's end", || self.root.try_wait().expect("wait for the victim"));
         for pid in pids(&statuses) {
-            wait_for(&format!("the end of process {pid}"), || {
-                is_gone(pid).then_some(())
-            });
+            wait_for(&format!("the end of process {pid}"), || is_gone(pid).then_some(()));
         }
         statuses
     }
 
     /// Fails the test unless every process goes on from where it was `dumped`,
-    /// under the same process id, and finds all of its state as it left it.
+    /// under the same process id, finds all of its state as it left it, and
+    /// the one that listens on TCP answers.
     pub(crate) fn must_go_on(&self, dumped: &Statuses) {
         let deep = |name: &str| dumped[name].passes > 0;
         self.wait_until("every process goes on", |statuses| {
@@ -93,21 +92,20 @@ impl Victim {
         for (name, now) in self.statuses() {
             assert_eq!(now.pid, dumped[&name].pid, "{name}: another process id");
         }
+        if self.tcp {
+            self.must_answer_on_tcp(dumped);
+        }
     }
 
-    /// Fails the test unless it accepts connections and answers with a number
-    /// that is higher than `step`.
-    pub(crate) fn must_answer_on_tcp(&self, dumped: &Statuses) {
+    /// Fails the test unless it accepts a connection on the port that it had,
+    /// and answers with a count beyond the one at which it was `dumped`.
+    fn must_answer_on_tcp(&self, dumped: &Statuses) {
         let mut answer = String::new();
         let mut connection = TcpStream::connect(("127.0.0.1", self.port())).expect("connect");
-        connection
-            .read_to_string(&mut answer)
-            .expect("read the answer");
+        connection.set_read_timeout(Some(PATIENCE)).expect("set the timeout");
+        connection.read_to_string(&mut answer).expect("read the answer");
         let answer: u64 = answer.trim().parse().expect("a number");
-        assert!(
-            answer >= dumped["member-1"].step,
-            "answers {answer}, dumped at {dumped:?}"
-        );
+        assert!(answer > dumped["member-1"].step, "answers {answer}, dumped at {dumped:?}");
     }
 
     /// What all of them say now. Fails the test if one says that it found its
@@ -116,9 +114,7 @@ impl Victim {
         let files = fs::read_dir(&self.directory).expect("list the victim's directory");
         let paths = files.map(|file| file.expect("list the victim's directory").path());
         let paths = paths.filter(|path| path.extension().is_some_and(|it| it == "status"));
-        paths
-            .filter_map(|path| Some((path.file_stem()?.to_str()?.into(), read(&path)?)))
-            .collect()
+        paths.filter_map(|path| Some((path.file_stem()?.to_str()?.into(), read(&path)?))).collect()
     }
 
     fn wait_until(&self, what: &str, condition: impl Fn(&Statuses) -> bool) {
@@ -130,9 +126,7 @@ impl Victim {
     fn owns(&self, pid: i32) -> bool {
         let arguments = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
         let directory = self.directory.as_os_str().as_encoded_bytes();
-        arguments
-            .split(|byte| *byte == 0)
-            .any(|argument| argument == directory)
+        arguments.split(|byte| *byte == 0).any(|argument| argument == directory)
     }
 }
 
@@ -140,10 +134,7 @@ impl Drop for Victim {
     fn drop(&mut self) {
         let _ = self.root.try_wait();
         // Not `statuses`, which may panic.
-        let files = fs::read_dir(&self.directory)
-            .into_iter()
-            .flatten()
-            .flatten();
+        let files = fs::read_dir(&self.directory).into_iter().flatten().flatten();
         let texts = files.filter_map(|file| fs::read_to_string(file.path()).ok());
         let mut pids: Vec<i32> = texts.filter_map(|text| field(&text, "pid")).collect();
         pids.push(self.pid());
@@ -181,19 +172,11 @@ fn is_gone(pid: i32) -> bool {
 fn read(path: &Path) -> Option<Status> {
     let text = fs::read_to_string(path).ok()?;
     if let Some((_, error)) = text.split_once(" error=") {
-        panic!(
-            "{} found its state damaged: {}",
-            path.display(),
-            error.trim()
-        );
+        panic!("{} found its state damaged: {}", path.display(), error.trim());
     }
 
     let (step, passes) = (field(&text, "step")?, field(&text, "passes")?);
-    Some(Status {
-        pid: field(&text, "pid")?,
-        step,
-        passes,
-    })
+    Some(Status { pid: field(&text, "pid")?, step, passes })
 }
 
 fn field<T: std::str::FromStr>(text: &str, name: &str) -> Option<T> {

@@ -128,11 +128,7 @@ pub fn request(name: &[u8]) -> Vec<u8> {
     if name.len() >= 0x80 {
         protobuf.push(name.len() as u8 | 0x80);
     }
-    protobuf.push(if name.len() >= 0x80 {
-        (name.len() >> 7) as u8
-    } else {
-        name.len() as u8
-    });
+    protobuf.push(if name.len() >= 0x80 { (name.len() >> 7) as u8 } else { name.len() as u8 });
     protobuf.extend_from_slice(name);
     protobuf
 }
@@ -168,8 +164,7 @@ impl Connection {
     /// CRIU writes the length and the message in two calls or one, so both occur:
     /// here two, and [`DumpClient::send_garbage`] can send any other split.
     fn send_message(&mut self, protobuf: &[u8]) -> io::Result<()> {
-        self.socket
-            .write_all(&(protobuf.len() as u32).to_le_bytes())?;
+        self.socket.write_all(&(protobuf.len() as u32).to_le_bytes())?;
         self.socket.write_all(protobuf)
     }
 

@@ -15,26 +15,17 @@ pub const FIRST_SHARD_FD: i32 = 10;
 
 /// `criu-sock-capture -D dir`, to be started.
 pub fn capture(dir: &Path) -> Filter {
-    Filter::new("criu-sock-capture")
-        .arg("-D")
-        .arg(dir)
-        .progress_apart()
+    Filter::new("criu-sock-capture").arg("-D").arg(dir).progress_apart()
 }
 
 /// `image-serve -D dir`, to be started.
 pub fn serve(dir: &Path) -> Filter {
-    Filter::new("image-serve")
-        .arg("-D")
-        .arg(dir)
-        .progress_apart()
+    Filter::new("image-serve").arg("-D").arg(dir).progress_apart()
 }
 
 /// `image-extract -D dir`, to be started.
 pub fn extract(dir: &Path) -> Filter {
-    Filter::new("image-extract")
-        .arg("-D")
-        .arg(dir)
-        .progress_apart()
+    Filter::new("image-extract").arg("-D").arg(dir).progress_apart()
 }
 
 /// `-s 10,11,…` for so many shards.
@@ -55,13 +46,10 @@ pub fn merge_from(shards: impl IntoIterator<Item = OwnedFd>) -> Filter {
 
 fn with_shards(filter: Filter, shards: impl IntoIterator<Item = OwnedFd>) -> Filter {
     let mut count = 0;
-    let filter = shards
-        .into_iter()
-        .zip(FIRST_SHARD_FD..)
-        .fold(filter, |filter, (shard, fd)| {
-            count += 1;
-            filter.fd(fd, shard)
-        });
+    let filter = shards.into_iter().zip(FIRST_SHARD_FD..).fold(filter, |filter, (shard, fd)| {
+        count += 1;
+        filter.fd(fd, shard)
+    });
     filter.arg("-s").arg(shard_fds(count))
 }
 
@@ -74,10 +62,7 @@ pub fn split(stream: &[u8], count: usize) -> (Finished, Vec<Vec<u8>>) {
         })
         .unzip();
     let finished = split_to(outputs).run(stream);
-    let shards = collecting
-        .into_iter()
-        .map(|shard| shard.join().expect("a shard"))
-        .collect();
+    let shards = collecting.into_iter().map(|shard| shard.join().expect("a shard")).collect();
     (finished, shards)
 }
 
@@ -88,16 +73,11 @@ pub fn merge(shards: &[Vec<u8>]) -> Finished {
         .map(|shard| {
             let (read_end, write_end) = pipe(None).expect("a pipe for a shard");
             let shard = shard.clone();
-            (
-                read_end,
-                thread::spawn(move || write_until_refused(write_end, &shard)),
-            )
+            (read_end, thread::spawn(move || write_until_refused(write_end, &shard)))
         })
         .unzip();
     let finished = merge_from(inputs).run(&[]);
-    feeding
-        .into_iter()
-        .for_each(|feed| feed.join().expect("a shard is fed"));
+    feeding.into_iter().for_each(|feed| feed.join().expect("a shard is fed"));
     finished
 }
 
@@ -115,10 +95,7 @@ impl Capture {
         let (read_end, write_end) = pipe(None).expect("a pipe for stdout");
         let running = filter.stdout(write_end).start();
         running.wait_for("socket-init");
-        Self {
-            running,
-            stdout: collect_from(read_end),
-        }
+        Self { running, stdout: collect_from(read_end) }
     }
 
     /// The program's end, and its stream.
@@ -160,9 +137,7 @@ pub fn files_in(dir: &Path) -> Files {
         let name = entry.file_name().into_string().expect("a name in UTF-8");
         (name, fs::read(entry.path()).expect("the file can be read"))
     };
-    entries
-        .map(|entry| file(entry.expect("an entry")))
-        .collect()
+    entries.map(|entry| file(entry.expect("an entry"))).collect()
 }
 
 /// Panics with the name of the first file that differs, not with its megabytes.
@@ -173,9 +148,6 @@ pub fn assert_same_files(found: &Files, expected: &Files, case: &str) {
     for (name, content) in expected {
         let same = found[name] == *content;
         let (is, should) = (found[name].len(), content.len());
-        assert!(
-            same,
-            "{case}: {name} differs ({is} bytes, should be {should})"
-        );
+        assert!(same, "{case}: {name} differs ({is} bytes, should be {should})");
     }
 }

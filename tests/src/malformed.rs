@@ -34,10 +34,7 @@ pub fn streams() -> Vec<(String, Vec<u8>)> {
     cases.push(("no image_eof".into(), before_the_end().finish()));
     cases
         .into_iter()
-        .chain([(
-            "random bytes".into(),
-            crate::random::Random::new(3).bytes(4096),
-        )])
+        .chain([("random bytes".into(), crate::random::Random::new(3).bytes(4096))])
         .collect()
 }
 
@@ -53,63 +50,30 @@ fn markers() -> Vec<(String, Vec<u8>)> {
         ("a marker one byte too long", oversized(LONGEST_MARKER + 1)),
         ("a marker of 4 GiB", ended(middle().raw(&[0xff; 4]))),
         ("an empty marker", ended(middle().protobuf(&[]))),
-        (
-            "a marker without a body",
-            ended(middle().protobuf(&[1 << 3, 3])),
-        ),
-        (
-            "a marker that isn't protobuf",
-            ended(middle().protobuf(&[0xff; 16])),
-        ),
-        (
-            "a marker whose varint never ends",
-            ended(middle().protobuf(&[1 << 3, 0x80])),
-        ),
-        (
-            "a marker with a cut name",
-            ended(middle().protobuf(&[1 << 3, 3, 2 << 3 | 2, 9, b'a'])),
-        ),
-        (
-            "a marker with a wrong wire type",
-            ended(middle().protobuf(&[1 << 3, 3, 3 << 3 | 2, 0])),
-        ),
-        (
-            "file_data before any name",
-            ended(Writer::new().data(b"whose?")),
-        ),
+        ("a marker without a body", ended(middle().protobuf(&[1 << 3, 3]))),
+        ("a marker that isn't protobuf", ended(middle().protobuf(&[0xff; 16]))),
+        ("a marker whose varint never ends", ended(middle().protobuf(&[1 << 3, 0x80]))),
+        ("a marker with a cut name", ended(middle().protobuf(&[1 << 3, 3, 2 << 3 | 2, 9, b'a']))),
+        ("a marker with a wrong wire type", ended(middle().protobuf(&[1 << 3, 3, 3 << 3 | 2, 0]))),
+        ("file_data before any name", ended(Writer::new().data(b"whose?"))),
         ("file_data after file_eof", ended(middle().data(b"whose?"))),
         ("file_eof before any name", ended(Writer::new().file_eof())),
         ("a second file_eof", ended(middle().file_eof())),
         ("image_eof in a file", {
-            let open = middle()
-                .file("inventory.img", b"all")
-                .name("pages-1.img")
-                .data(b"x");
+            let open = middle().file("inventory.img", b"all").name("pages-1.img").data(b"x");
             open.image_eof().finish()
         }),
         ("image_eof while an older file is open", {
-            let open = middle()
-                .name("pages-1.img")
-                .data(b"x")
-                .file("inventory.img", b"all");
+            let open = middle().name("pages-1.img").data(b"x").file("inventory.img", b"all");
             open.image_eof().finish()
         }),
         ("a marker after image_eof", {
             let ended = before_the_end().image_eof();
             ended.file("late.img", b"late").finish()
         }),
-        (
-            "a second image_eof",
-            before_the_end().image_eof().image_eof().finish(),
-        ),
-        (
-            "a byte after image_eof",
-            before_the_end().image_eof().raw(&[0]).finish(),
-        ),
-        (
-            "zeros after image_eof",
-            before_the_end().image_eof().raw(&[0; 8192]).finish(),
-        ),
+        ("a second image_eof", before_the_end().image_eof().image_eof().finish()),
+        ("a byte after image_eof", before_the_end().image_eof().raw(&[0]).finish()),
+        ("zeros after image_eof", before_the_end().image_eof().raw(&[0; 8192]).finish()),
     ]
     .map(|(case, stream)| (case.into(), stream))
     .into()
@@ -127,11 +91,7 @@ fn sequences() -> Vec<(String, Vec<u8>)> {
         ("a repeat in the sequence", after_core_1(2)),
         ("a sequence that starts again", after_core_1(0)),
         ("a sequence that starts at 1", {
-            Writer::new()
-                .seq(1)
-                .file("inventory.img", b"all")
-                .image_eof()
-                .finish()
+            Writer::new().seq(1).file("inventory.img", b"all").image_eof().finish()
         }),
     ]
     .map(|(case, stream)| (case.into(), stream))
@@ -167,22 +127,13 @@ pub fn shard_sets() -> Vec<(String, Vec<Vec<u8>>)> {
         shards
     };
     let last = crate::stream::records(&stream).expect("well-formed").len() as u64 - 1;
-    let late = Writer::new()
-        .seq(last + 1)
-        .file("late.img", b"late")
-        .finish();
+    let late = Writer::new().seq(last + 1).file("late.img", b"late").finish();
     let falling = Writer::new().seq(2).name("b").seq(1).name("a").finish();
     [
         ("a shard is missing", changed(&|shards| shards[1].clear())),
-        (
-            "a shard is there twice",
-            changed(&|shards| shards[1] = shards[0].clone()),
-        ),
+        ("a shard is there twice", changed(&|shards| shards[1] = shards[0].clone())),
         ("no shard has anything", vec![Vec::new(); 3]),
-        (
-            "a shard ends in rubbish",
-            changed(&|shards| shards[2].extend(b"rubbish")),
-        ),
+        ("a shard ends in rubbish", changed(&|shards| shards[2].extend(b"rubbish"))),
         (
             "a shard goes on after image_eof",
             changed(&|shards| {

@@ -54,18 +54,9 @@ impl Filter {
     /// The program of this name.
     pub fn new(name: &str) -> Self {
         let mut command = Command::new(program(name));
-        command
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::piped());
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
         let name = name.into();
-        Self {
-            name,
-            command,
-            fds: Vec::new(),
-            progress: None,
-            limit: TIME_LIMIT,
-        }
+        Self { name, command, fds: Vec::new(), progress: None, limit: TIME_LIMIT }
     }
 
     /// One more argument.
@@ -76,17 +67,12 @@ impl Filter {
 
     /// More arguments.
     pub fn args<A: AsRef<std::ffi::OsStr>>(self, arguments: impl IntoIterator<Item = A>) -> Self {
-        arguments
-            .into_iter()
-            .fold(self, |filter, argument| filter.arg(argument))
+        arguments.into_iter().fold(self, |filter, argument| filter.arg(argument))
     }
 
     /// The program inherits `endpoint` as its descriptor `number`.
     pub fn fd(mut self, number: i32, endpoint: impl Into<OwnedFd>) -> Self {
-        self.fds.push(FdMapping {
-            parent_fd: endpoint.into(),
-            child_fd: number,
-        });
+        self.fds.push(FdMapping { parent_fd: endpoint.into(), child_fd: number });
         self
     }
 
@@ -107,9 +93,7 @@ impl Filter {
     pub fn progress_apart(mut self) -> Self {
         let (read_end, write_end) = pipe(None).expect("a pipe for the progress lines");
         self.progress = Some(Lines::of(read_end));
-        self.arg("-p")
-            .arg(PROGRESS_FD.to_string())
-            .fd(PROGRESS_FD, write_end)
+        self.arg("-p").arg(PROGRESS_FD.to_string()).fd(PROGRESS_FD, write_end)
     }
 
     /// The program is killed when it still runs after this time.
@@ -120,24 +104,14 @@ impl Filter {
 
     /// Starts the program.
     pub fn start(mut self) -> Running {
-        self.command
-            .fd_mappings(self.fds)
-            .expect("no descriptor is given twice");
+        self.command.fd_mappings(self.fds).expect("no descriptor is given twice");
         let mut child = self.command.spawn().expect("the program starts");
         let stderr = Lines::of(OwnedFd::from(child.stderr.take().expect("stderr is piped")));
         let pid = Pid::from_raw(child.id() as i32);
         let child = Arc::new(Mutex::new(child));
         let _watch = watch(Arc::clone(&child), self.limit);
         let deadline = Instant::now() + self.limit;
-        Running {
-            name: self.name,
-            pid,
-            child,
-            stderr,
-            progress: self.progress,
-            deadline,
-            _watch,
-        }
+        Running { name: self.name, pid, child, stderr, progress: self.progress, deadline, _watch }
     }
 
     /// Runs the program to its end with these bytes on its standard input, and
@@ -195,10 +169,7 @@ impl Running {
 
     /// Waits for this progress line.
     pub fn wait_for(&self, line: &str) -> &Self {
-        self.progress()
-            .wait_for(&format!("{}: the line {line:?}", self.name), |seen| {
-                seen == line
-            });
+        self.progress().wait_for(&format!("{}: the line {line:?}", self.name), |seen| seen == line);
         self
     }
 
@@ -209,20 +180,14 @@ impl Running {
             let status = status.unwrap_or_default();
             // Blocked counts too: a signalfd reads what is blocked.
             let masks = status.lines().filter_map(|line| {
-                let mask = line
-                    .strip_prefix("SigCgt:")
-                    .or_else(|| line.strip_prefix("SigBlk:"))?;
+                let mask = line.strip_prefix("SigCgt:").or_else(|| line.strip_prefix("SigBlk:"))?;
                 u64::from_str_radix(mask.trim(), 16).ok()
             });
             masks.fold(0, |all, mask| all | mask) >> (signal as i32 - 1) & 1 == 1
         };
         let limit = Instant::now() + Duration::from_secs(5);
         while !caught() {
-            assert!(
-                Instant::now() < limit,
-                "{} doesn't catch {signal}",
-                self.name
-            );
+            assert!(Instant::now() < limit, "{} doesn't catch {signal}", self.name);
             thread::sleep(Duration::from_millis(2));
         }
         self.signal(signal);
@@ -235,43 +200,22 @@ impl Running {
 
     /// Whether the program still runs.
     pub fn is_running(&self) -> bool {
-        self.child
-            .lock()
-            .expect("the child")
-            .try_wait()
-            .expect("the child")
-            .is_none()
+        self.child.lock().expect("the child").try_wait().expect("the child").is_none()
     }
 
     /// Waits for the program's end. Panics if its time was up.
     pub fn finish(self) -> Finished {
         let status = loop {
-            if let Some(status) = self
-                .child
-                .lock()
-                .expect("the child")
-                .try_wait()
-                .expect("wait")
-            {
+            if let Some(status) = self.child.lock().expect("the child").try_wait().expect("wait") {
                 break status;
             }
             thread::sleep(Duration::from_micros(500));
         };
         let stderr = self.stderr.all();
         let timed_out = status.signal() == Some(9) && Instant::now() >= self.deadline;
-        assert!(
-            !timed_out,
-            "{} hung and was killed; it had said {stderr:?}",
-            self.name
-        );
+        assert!(!timed_out, "{} hung and was killed; it had said {stderr:?}", self.name);
         let progress = self.progress().all();
-        Finished {
-            name: self.name.clone(),
-            status,
-            stdout: Vec::new(),
-            stderr,
-            progress,
-        }
+        Finished { name: self.name.clone(), status, stdout: Vec::new(), stderr, progress }
     }
 }
 
@@ -305,12 +249,7 @@ impl Finished {
     /// The program did everything that was asked for.
     #[track_caller]
     pub fn succeeded(&self) -> &Self {
-        let Self {
-            name,
-            status,
-            stderr,
-            ..
-        } = self;
+        let Self { name, status, stderr, .. } = self;
         assert!(status.success(), "{name}: {status}, said {stderr:?}");
         self
     }
@@ -319,24 +258,12 @@ impl Finished {
     /// its name. Needs [`Filter::progress_apart`].
     #[track_caller]
     pub fn refused(&self, code: i32, case: &str) -> &Self {
-        let Self {
-            name,
-            status,
-            stderr,
-            ..
-        } = self;
-        assert_eq!(
-            status.code(),
-            Some(code),
-            "{name}, {case}: {status}, said {stderr:?}"
-        );
+        let Self { name, status, stderr, .. } = self;
+        assert_eq!(status.code(), Some(code), "{name}, {case}: {status}, said {stderr:?}");
         assert_eq!(stderr.len(), 1, "{name}, {case}: not one line: {stderr:?}");
         let said = stderr[0].strip_prefix(&format!("{name}: "));
         let cause = said.unwrap_or_else(|| panic!("{name}, {case}: no name first: {stderr:?}"));
-        assert!(
-            !cause.trim().is_empty(),
-            "{name}, {case}: no cause: {stderr:?}"
-        );
+        assert!(!cause.trim().is_empty(), "{name}, {case}: no cause: {stderr:?}");
         self
     }
 
@@ -344,15 +271,8 @@ impl Finished {
     #[track_caller]
     pub fn refused_with_a_place(&self, case: &str) -> &Self {
         self.refused(1, case);
-        let parts = self.stderr[0]
-            .splitn(3, ": ")
-            .filter(|part| !part.is_empty())
-            .count();
-        assert_eq!(
-            parts, 3,
-            "{case}: not `PROGRAM: place: cause`: {:?}",
-            self.stderr
-        );
+        let parts = self.stderr[0].splitn(3, ": ").filter(|part| !part.is_empty()).count();
+        assert_eq!(parts, 3, "{case}: not `PROGRAM: place: cause`: {:?}", self.stderr);
         self
     }
 
@@ -369,13 +289,9 @@ impl Finished {
 #[track_caller]
 pub fn shard_sizes(line: &str) -> Vec<u64> {
     let json: serde_json::Value = serde_json::from_str(line).expect("the line is JSON");
-    let shards = json["shards"]
-        .as_array()
-        .unwrap_or_else(|| panic!("no shards in {line}"));
+    let shards = json["shards"].as_array().unwrap_or_else(|| panic!("no shards in {line}"));
     let number = |shard: &serde_json::Value, key: &str| {
-        shard[key]
-            .as_u64()
-            .unwrap_or_else(|| panic!("no number {key:?} in {line}"))
+        shard[key].as_u64().unwrap_or_else(|| panic!("no number {key:?} in {line}"))
     };
     shards
         .iter()
@@ -406,9 +322,7 @@ impl Lines {
             let (seen, changed) = &*collected.0;
             let mut line = Vec::new();
             while matches!(reader.read_until(b'\n', &mut line), Ok(1..)) {
-                let text = String::from_utf8_lossy(&line)
-                    .trim_end_matches('\n')
-                    .to_string();
+                let text = String::from_utf8_lossy(&line).trim_end_matches('\n').to_string();
                 seen.lock().expect("the lines").lines.push(text);
                 changed.notify_all();
                 line.clear();
@@ -433,16 +347,13 @@ impl Lines {
 
     /// All lines, after the end.
     pub fn all(&self) -> Vec<String> {
-        self.wait_until("the end of the lines", |seen| seen.ended)
-            .lines
+        self.wait_until("the end of the lines", |seen| seen.ended).lines
     }
 
     fn wait_until(&self, what: &str, is_so: impl Fn(&Seen) -> bool) -> Seen {
         let (seen, changed) = &*self.0;
         let (guard, limit) = changed
-            .wait_timeout_while(seen.lock().expect("the lines"), TIME_LIMIT, |seen| {
-                !is_so(seen)
-            })
+            .wait_timeout_while(seen.lock().expect("the lines"), TIME_LIMIT, |seen| !is_so(seen))
             .expect("the lines");
         let seen = guard.clone();
         // A panic while the lines are locked would poison them for their collector.
@@ -458,9 +369,7 @@ pub fn collect_from(endpoint: impl Into<OwnedFd>) -> JoinHandle<Vec<u8>> {
     let mut endpoint = File::from(endpoint.into());
     thread::spawn(move || {
         let mut content = Vec::new();
-        endpoint
-            .read_to_end(&mut content)
-            .expect("the endpoint can be read");
+        endpoint.read_to_end(&mut content).expect("the endpoint can be read");
         content
     })
 }

@@ -50,10 +50,7 @@ pub fn read_shards(shards: &[Vec<u8>]) -> Result<Files, String> {
     for (index, shard) in shards.iter().enumerate() {
         let records = records(shard).map_err(|cause| format!("shard {index}: {cause}"))?;
         if let Some(pair) = records.windows(2).find(|pair| pair[0].seq >= pair[1].seq) {
-            return Err(format!(
-                "shard {index}: {} before {}",
-                pair[0].seq, pair[1].seq
-            ));
+            return Err(format!("shard {index}: {} before {}", pair[0].seq, pair[1].seq));
         }
         all.extend(records);
     }
@@ -103,10 +100,7 @@ pub fn deal(stream: &[u8], count: usize, mut to: impl FnMut(usize) -> usize) -> 
 }
 
 fn in_sequence(records: &[Record<'_>]) -> Result<(), String> {
-    match (0..)
-        .zip(records)
-        .find(|(expected, record)| *expected != record.seq)
-    {
+    match (0..).zip(records).find(|(expected, record)| *expected != record.seq) {
         Some((expected, record)) => Err(format!("seq {} where {expected} belongs", record.seq)),
         None => Ok(()),
     }
@@ -130,9 +124,7 @@ fn assemble(records: &[Record<'_>]) -> Result<Files, String> {
             }
             Body::FileData(_) => {
                 let name = current.as_ref().ok_or_else(misplaced)?;
-                open.entry(name.clone())
-                    .or_default()
-                    .extend_from_slice(record.payload);
+                open.entry(name.clone()).or_default().extend_from_slice(record.payload);
             }
             Body::FileEof => {
                 let name = current.take().ok_or_else(misplaced)?;
@@ -174,12 +166,7 @@ fn next_record<'a>(rest: &mut &'a [u8]) -> Result<Option<Record<'a>>, String> {
         _ => &[],
     };
     *rest = input;
-    Ok(Some(Record {
-        seq,
-        body,
-        skipped,
-        payload,
-    }))
+    Ok(Some(Record { seq, body, skipped, payload }))
 }
 
 fn decode(mut marker: &[u8]) -> Result<(u64, Body, BTreeSet<u64>), String> {
@@ -243,10 +230,7 @@ fn varint(input: &mut &[u8]) -> Result<u64, String> {
 
 fn take<'a>(input: &mut &'a [u8], length: usize) -> Result<&'a [u8], String> {
     if length > input.len() {
-        return Err(format!(
-            "cut off: {length} bytes wanted, {} there",
-            input.len()
-        ));
+        return Err(format!("cut off: {length} bytes wanted, {} there", input.len()));
     }
     let (taken, rest) = input.split_at(length);
     *input = rest;
@@ -303,11 +287,7 @@ impl Writer {
     /// A whole file, in one chunk.
     pub fn file(self, name: &str, content: &[u8]) -> Self {
         let named = self.name(name);
-        let filled = if content.is_empty() {
-            named
-        } else {
-            named.data(content)
-        };
+        let filled = if content.is_empty() { named } else { named.data(content) };
         filled.file_eof()
     }
 
@@ -318,8 +298,7 @@ impl Writer {
 
     /// These bytes, in the place of a marker's protobuf, with their length.
     pub fn protobuf(mut self, protobuf: &[u8]) -> Self {
-        self.bytes
-            .extend_from_slice(&(protobuf.len() as u32).to_le_bytes());
+        self.bytes.extend_from_slice(&(protobuf.len() as u32).to_le_bytes());
         self.bytes.extend_from_slice(protobuf);
         self.seq += 1;
         self
@@ -331,10 +310,7 @@ impl Writer {
         put_varint(&mut protobuf, 999 << 3 | 2);
         // A length of 128 to 16383 takes two bytes.
         let padding = length - protobuf.len() - 2;
-        assert!(
-            (128..16384).contains(&padding),
-            "a marker of {length} bytes can't be padded"
-        );
+        assert!((128..16384).contains(&padding), "a marker of {length} bytes can't be padded");
         put_varint(&mut protobuf, padding as u64);
         protobuf.resize(length, 0);
         self.protobuf(&protobuf)

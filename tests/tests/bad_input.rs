@@ -23,10 +23,7 @@ fn split_refuses_a_stream_cut_at_any_byte() {
 fn split_refuses(stream: &[u8], case: &str) {
     let (finished, shards) = filters::split(stream, 2);
     finished.refused_with_a_place(case);
-    assert!(
-        !shards.iter().any(|shard| looks_complete(shard)),
-        "{case}: the shards look complete"
-    );
+    assert!(!shards.iter().any(|shard| looks_complete(shard)), "{case}: the shards look complete");
 }
 
 #[test]
@@ -59,10 +56,7 @@ fn merge_refuses_a_shard_cut_at_any_byte() {
 fn merge_refuses(shards: &[Vec<u8>], case: &str) {
     let finished = filters::merge(shards);
     finished.refused_with_a_place(case);
-    assert!(
-        !looks_complete(&finished.stdout),
-        "{case}: the stream looks complete"
-    );
+    assert!(!looks_complete(&finished.stdout), "{case}: the stream looks complete");
 }
 
 #[test]
@@ -73,10 +67,7 @@ fn a_message_tells_the_shard_and_its_descriptor() {
     let finished = filters::merge(&shards);
     finished.refused_with_a_place("shard 1 is cut");
     let message = &finished.stderr[0];
-    let expected = format!(
-        "shard-merge: shard 1 (fd 11): truncated after {} bytes",
-        length - 1
-    );
+    let expected = format!("shard-merge: shard 1 (fd 11): truncated after {} bytes", length - 1);
     assert_eq!(*message, expected);
 }
 
@@ -121,10 +112,7 @@ fn extract_refuses(stream: &[u8], case: &str) {
     finished.refused_with_a_place(case);
     let inventory = dir.join("inventory.img");
     assert!(!inventory.exists(), "{case}: the directory looks complete");
-    assert!(
-        !parent.path().join("out").exists(),
-        "{case}: a file outside the directory"
-    );
+    assert!(!parent.path().join("out").exists(), "{case}: a file outside the directory");
 }
 
 #[test]
@@ -151,10 +139,7 @@ fn verify_and_list_refuse(stream: &[u8], case: &str) {
 fn the_longest_marker_and_the_longest_name_are_accepted() {
     let long_name = "n".repeat(255);
     let name = Body::Filename(long_name.clone().into_bytes());
-    let padded = Writer::new()
-        .padded_marker(&name, LONGEST_MARKER)
-        .data(b"x")
-        .file_eof();
+    let padded = Writer::new().padded_marker(&name, LONGEST_MARKER).data(b"x").file_eof();
     let stream = padded.file("inventory.img", b"all").image_eof().finish();
     let dir = tempdir().expect("a directory");
     filters::extract(dir.path()).run(&stream).succeeded();
@@ -163,10 +148,7 @@ fn the_longest_marker_and_the_longest_name_are_accepted() {
     split.succeeded();
     let merged = filters::merge(&shards);
     merged.succeeded();
-    assert_eq!(
-        read_stream(&merged.stdout).expect("valid")[&long_name],
-        b"x"
-    );
+    assert_eq!(read_stream(&merged.stdout).expect("valid")[&long_name], b"x");
 }
 
 #[test]
@@ -180,16 +162,10 @@ fn a_shard_that_received_nothing_is_an_empty_file() {
 fn each_cut(refuses: impl Fn(&[u8], &str)) {
     let stream = small_stream();
     for length in 0..stream.len() {
-        refuses(
-            &stream[..length],
-            &format!("cut after {length} of {} bytes", stream.len()),
-        );
+        refuses(&stream[..length], &format!("cut after {length} of {} bytes", stream.len()));
     }
 }
 
 fn no_files_in(dir: &tempfile::TempDir) -> bool {
-    std::fs::read_dir(dir.path())
-        .expect("the directory")
-        .next()
-        .is_none()
+    std::fs::read_dir(dir.path()).expect("the directory").next().is_none()
 }

@@ -18,10 +18,7 @@ fn directory() -> TempDir {
 }
 
 fn is_empty(dir: &Path) -> bool {
-    std::fs::read_dir(dir)
-        .expect("the directory")
-        .next()
-        .is_none()
+    std::fs::read_dir(dir).expect("the directory").next().is_none()
 }
 
 /// Runs a dump that goes wrong: it must be refused, and look so.
@@ -29,10 +26,7 @@ fn refused_dump(case: &str, dump: impl FnOnce(DumpClient)) -> Finished {
     let dir = directory();
     let captured = filters::dump(dir.path(), dump);
     captured.refused_with_a_place(case);
-    assert!(
-        !looks_complete(&captured.stdout),
-        "{case}: the stream looks complete"
-    );
+    assert!(!looks_complete(&captured.stdout), "{case}: the stream looks complete");
     assert!(is_empty(dir.path()), "{case}: the socket is still there");
     captured
 }
@@ -53,9 +47,7 @@ fn a_dump_without_its_inventory_is_refused() {
 fn a_criu_killed_in_the_middle_of_a_file_is_refused() {
     refused_dump("killed in a file", |mut client| {
         let mut pages = client.open("pages-1.img").expect("a pipe");
-        pages
-            .write_all(&Random::new(1).bytes(100_000))
-            .expect("capture reads");
+        pages.write_all(&Random::new(1).bytes(100_000)).expect("capture reads");
     });
     refused_dump("killed between request and pipe", |mut client| {
         client.send("core-1.img", b"core").expect("capture reads");
@@ -64,9 +56,7 @@ fn a_criu_killed_in_the_middle_of_a_file_is_refused() {
     refused_dump("killed in a request", |mut client| {
         client.send("core-1.img", b"core").expect("capture reads");
         let request = request(b"inventory.img");
-        client
-            .send_garbage(&(request.len() as u32).to_le_bytes())
-            .expect("capture reads");
+        client.send_garbage(&(request.len() as u32).to_le_bytes()).expect("capture reads");
         client.send_garbage(&request[..4]).expect("capture reads");
     });
     refused_dump("killed in a request's length", |mut client| {
@@ -202,16 +192,8 @@ fn a_signal_removes_the_socket_and_is_the_cause_of_death() {
         assert!(!is_empty(dir.path()), "no socket");
         capture.running.signal(signal);
         let captured = capture.finish();
-        assert_eq!(
-            captured.status.signal(),
-            Some(signal as i32),
-            "{}",
-            captured.status
-        );
-        assert!(
-            is_empty(dir.path()),
-            "the socket is still there after {signal}"
-        );
+        assert_eq!(captured.status.signal(), Some(signal as i32), "{}", captured.status);
+        assert!(is_empty(dir.path()), "the socket is still there after {signal}");
         assert!(!looks_complete(&captured.stdout));
     }
 }
@@ -226,12 +208,7 @@ fn a_signal_in_the_middle_of_a_dump_leaves_no_complete_stream() {
     capture.running.wait_for("checkpoint-start");
     capture.running.signal(Signal::SIGTERM);
     let captured = capture.finish();
-    assert_eq!(
-        captured.status.signal(),
-        Some(Signal::SIGTERM as i32),
-        "{}",
-        captured.status
-    );
+    assert_eq!(captured.status.signal(), Some(Signal::SIGTERM as i32), "{}", captured.status);
     assert!(!looks_complete(&captured.stdout));
     assert!(is_empty(dir.path()), "the socket is still there");
 }
@@ -256,9 +233,6 @@ fn a_dump_into_a_directory_with_a_long_path_works() {
         client.send("inventory.img", b"all").expect("capture reads");
     });
     captured.succeeded();
-    assert_eq!(
-        read_stream(&captured.stdout).expect("valid")["inventory.img"],
-        b"all"
-    );
+    assert_eq!(read_stream(&captured.stdout).expect("valid")["inventory.img"], b"all");
     assert!(is_empty(&dir), "the socket is still there");
 }

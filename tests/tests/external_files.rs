@@ -46,10 +46,7 @@ fn a_pipe_is_woven_into_the_image() {
     let dir = directory();
     let capture = filters::capture(dir.path()).args(["-e", "fs.tar:20"]);
     let files = dump_with(&dir, capture.fd(20, content_in_a_pipe()));
-    assert_eq!(
-        files.keys().collect::<Vec<_>>(),
-        ["core-1.img", "fs.tar", "inventory.img"]
-    );
+    assert_eq!(files.keys().collect::<Vec<_>>(), ["core-1.img", "fs.tar", "inventory.img"]);
     assert!(files["fs.tar"] == content(), "fs.tar differs");
 }
 
@@ -69,9 +66,7 @@ fn the_last_colon_ends_the_name_and_lists_take_commas_and_repeated_options() {
     let dir = directory();
     let capture = filters::capture(dir.path()).args(["-e", "a:b:1:20,empty:21"]);
     let capture = capture.args(["--ext-file-fds", "second.tar:22"]);
-    let capture = capture
-        .fd(20, content_in_a_pipe())
-        .fd(22, content_in_a_pipe());
+    let capture = capture.fd(20, content_in_a_pipe()).fd(22, content_in_a_pipe());
     let files = dump_with(&dir, capture.fd(21, tempfile().expect("a file")));
     assert!(files["a:b:1"] == content(), "a:b:1 differs");
     assert!(files["second.tar"] == content(), "second.tar differs");
@@ -82,10 +77,7 @@ fn the_last_colon_ends_the_name_and_lists_take_commas_and_repeated_options() {
 fn halves() -> (Vec<u8>, Vec<u8>) {
     let content = content();
     let (first, second) = content.split_at(LENGTH / 2);
-    let begun = Writer::new()
-        .file("core-1.img", b"core")
-        .name("fs.tar")
-        .data(first);
+    let begun = Writer::new().file("core-1.img", b"core").name("fs.tar").data(first);
     let whole = begun.clone().name("fs.tar").data(second).file_eof();
     let whole = whole.file("inventory.img", b"all").image_eof().finish();
     let begun = begun.finish();
@@ -98,11 +90,7 @@ fn halves() -> (Vec<u8>, Vec<u8>) {
 fn streams_while_the_image_arrives(filter: Filter) -> Running {
     let (stdin, feed) = pipe(None).expect("a pipe");
     let (collect, output) = pipe(None).expect("a pipe");
-    let running = filter
-        .args(["-e", "fs.tar:20"])
-        .fd(20, output)
-        .stdin(stdin)
-        .start();
+    let running = filter.args(["-e", "fs.tar:20"]).fd(20, output).stdin(stdin).start();
     let mut feed = File::from(feed);
     let mut collect = File::from(collect);
     let (begun, rest) = halves();
@@ -110,9 +98,7 @@ fn streams_while_the_image_arrives(filter: Filter) -> Running {
     thread::scope(|scope| {
         scope.spawn(|| feed.write_all(&begun).expect("the filter reads"));
         // Held back, this would wait until the filter is killed, and then fail.
-        collect
-            .read_exact(&mut first)
-            .expect("the half that has arrived");
+        collect.read_exact(&mut first).expect("the half that has arrived");
     });
     let mut second = Vec::new();
     thread::scope(|scope| {
@@ -128,13 +114,8 @@ fn streams_while_the_image_arrives(filter: Filter) -> Running {
 #[test]
 fn extract_streams_an_external_file_while_the_image_arrives() {
     let dir = directory();
-    streams_while_the_image_arrives(filters::extract(dir.path()))
-        .finish()
-        .succeeded();
-    assert_eq!(
-        files_in(dir.path()).keys().collect::<Vec<_>>(),
-        ["core-1.img", "inventory.img"]
-    );
+    streams_while_the_image_arrives(filters::extract(dir.path())).finish().succeeded();
+    assert_eq!(files_in(dir.path()).keys().collect::<Vec<_>>(), ["core-1.img", "inventory.img"]);
 }
 
 #[test]
@@ -143,10 +124,7 @@ fn serve_streams_an_external_file_while_the_image_arrives() {
     let serve = streams_while_the_image_arrives(filters::serve(dir.path()));
     serve.wait_for("socket-init");
     let mut client = RestoreClient::connect(dir.path()).expect("the socket is there");
-    assert_eq!(
-        client.read("inventory.img").expect("a reply").as_deref(),
-        Some(&b"all"[..])
-    );
+    assert_eq!(client.read("inventory.img").expect("a reply").as_deref(), Some(&b"all"[..]));
     drop(client);
     serve.finish().succeeded();
 }
@@ -164,14 +142,7 @@ fn a_reader_of_an_external_file_that_goes_away_is_an_error() {
         let filter = filter.args(["-e", "fs.tar:20"]).fd(20, output);
         let finished = filter.run(&stream);
         finished.refused_with_a_place("the external file's reader went away");
-        assert!(
-            finished.stderr[0].contains("fs.tar"),
-            "{:?}",
-            finished.stderr
-        );
-        assert!(
-            !dir.path().join("inventory.img").exists(),
-            "{name}: looks complete"
-        );
+        assert!(finished.stderr[0].contains("fs.tar"), "{:?}", finished.stderr);
+        assert!(!dir.path().join("inventory.img").exists(), "{name}: looks complete");
     }
 }

@@ -13,9 +13,7 @@ use tests::pipeline::Filter;
 use tests::stream::{Files, read_shards, read_stream};
 
 fn peer(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("data/peer")
-        .join(name)
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("data/peer").join(name)
 }
 
 fn open(name: &str) -> File {
@@ -29,28 +27,18 @@ fn one() -> Vec<u8> {
 /// `SHA256SUMS` as sum and name.
 fn sums() -> Vec<(String, String)> {
     let sums = std::fs::read_to_string(peer("SHA256SUMS")).expect("the peer's data");
-    let pair = |line: &str| {
-        line.split_once("  ")
-            .map(|(sum, name)| (sum.into(), name.into()))
-    };
-    sums.lines()
-        .map(|line| pair(line).expect("a sum and a name"))
-        .collect()
+    let pair = |line: &str| line.split_once("  ").map(|(sum, name)| (sum.into(), name.into()));
+    sums.lines().map(|line| pair(line).expect("a sum and a name")).collect()
 }
 
 fn sum(content: &[u8]) -> String {
-    Sha256::digest(content)
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect()
+    Sha256::digest(content).iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 #[track_caller]
 fn assert_has_the_listed_sums(files: &Files) {
-    let mut found: Vec<_> = files
-        .iter()
-        .map(|(name, content)| (sum(content), name.clone()))
-        .collect();
+    let mut found: Vec<_> =
+        files.iter().map(|(name, content)| (sum(content), name.clone())).collect();
     let mut expected = sums();
     found.sort();
     expected.sort();
@@ -64,11 +52,7 @@ fn directory() -> TempDir {
 #[test]
 fn the_peer_s_image_in_one_shard_extracts_to_its_checksums() {
     let dir = directory();
-    filters::extract(dir.path())
-        .stdin(open("one.img"))
-        .start()
-        .finish()
-        .succeeded();
+    filters::extract(dir.path()).stdin(open("one.img")).start().finish().succeeded();
     assert_has_the_listed_sums(&files_in(dir.path()));
 }
 
@@ -96,11 +80,7 @@ fn a_peer_reads_what_capture_writes() {
         }
     });
     captured.succeeded();
-    assert_same_files(
-        &read_stream(&captured.stdout).expect("a valid stream"),
-        &files,
-        "capture",
-    );
+    assert_same_files(&read_stream(&captured.stdout).expect("a valid stream"), &files, "capture");
 }
 
 #[test]
@@ -125,25 +105,17 @@ fn list_names_every_file_once() {
     let text = String::from_utf8(listed.stdout).expect("UTF-8");
     for (_, name) in sums() {
         let is_named = |line: &&str| line.split_whitespace().any(|word| word == name);
-        assert_eq!(
-            text.lines().filter(is_named).count(),
-            1,
-            "{name} in\n{text}"
-        );
+        assert_eq!(text.lines().filter(is_named).count(), 1, "{name} in\n{text}");
     }
     assert_eq!(text.lines().count(), sums().len(), "{text}");
 }
 
 #[test]
 fn list_json_is_json_that_names_every_file() {
-    let listed = Filter::new("image-extract")
-        .args(["--list", "--json"])
-        .run(&one());
+    let listed = Filter::new("image-extract").args(["--list", "--json"]).run(&one());
     listed.succeeded();
     let json: Result<Vec<serde_json::Value>, _> =
-        serde_json::Deserializer::from_slice(&listed.stdout)
-            .into_iter()
-            .collect();
+        serde_json::Deserializer::from_slice(&listed.stdout).into_iter().collect();
     let text = serde_json::to_string(&json.expect("JSON")).expect("JSON");
     for (_, name) in sums() {
         assert!(text.contains(&format!("{name:?}")), "{name} in {text}");
@@ -165,10 +137,7 @@ fn named_files_are_extracted_alone() {
     extract.run(&one()).succeeded();
     let files = read_stream(&one()).expect("the peer's image");
     let wanted = ["core-7.img", "inventory.img"];
-    let expected = files
-        .into_iter()
-        .filter(|(name, _)| wanted.contains(&name.as_str()))
-        .collect();
+    let expected = files.into_iter().filter(|(name, _)| wanted.contains(&name.as_str())).collect();
     assert_same_files(&files_in(dir.path()), &expected, "extracted by name");
 }
 
@@ -178,11 +147,7 @@ fn a_named_file_that_the_image_lacks_is_an_error() {
     let extract = filters::extract(dir.path()).args(["core-7.img", "core-7777.img"]);
     let finished = extract.run(&one());
     finished.refused(1, "a missing file");
-    assert!(
-        finished.stderr[0].contains("core-7777.img"),
-        "{:?}",
-        finished.stderr
-    );
+    assert!(finished.stderr[0].contains("core-7777.img"), "{:?}", finished.stderr);
 }
 
 #[test]
@@ -190,19 +155,12 @@ fn an_external_file_is_extracted_to_its_descriptor_and_not_to_the_directory() {
     let dir = directory();
     let mut tar = tempfile().expect("a file");
     let output = tar.try_clone().expect("a descriptor");
-    filters::extract(dir.path())
-        .args(["-e", "fs.tar:20"])
-        .fd(20, output)
-        .run(&one())
-        .succeeded();
+    filters::extract(dir.path()).args(["-e", "fs.tar:20"]).fd(20, output).run(&one()).succeeded();
     let mut content = Vec::new();
     tar.seek(SeekFrom::Start(0)).expect("a file");
     tar.read_to_end(&mut content).expect("a file");
     let mut files = files_in(dir.path());
-    assert!(
-        !files.contains_key("fs.tar"),
-        "fs.tar is in the directory too"
-    );
+    assert!(!files.contains_key("fs.tar"), "fs.tar is in the directory too");
     files.insert("fs.tar".into(), content);
     assert_has_the_listed_sums(&files);
 }

@@ -45,11 +45,7 @@ fn the_checkpoint_starts_at_the_first_request_that_is_not_for_cpuinfo() {
     let mut client = connect(dir.path());
     client.send("cpuinfo.img", b"cpu").expect("capture reads");
     sleep(Duration::from_millis(200));
-    assert_eq!(
-        capture.running.progress().so_far(),
-        ["socket-init"],
-        "too early"
-    );
+    assert_eq!(capture.running.progress().so_far(), ["socket-init"], "too early");
     let mut core = client.open("core-1.img").expect("a request");
     capture.running.wait_for("checkpoint-start");
     core.write_all(b"core").expect("capture reads");
@@ -58,11 +54,7 @@ fn the_checkpoint_starts_at_the_first_request_that_is_not_for_cpuinfo() {
     drop(client);
     let captured = capture.finish();
     captured.succeeded();
-    let starts = captured
-        .progress
-        .iter()
-        .filter(|line| *line == "checkpoint-start")
-        .count();
+    let starts = captured.progress.iter().filter(|line| *line == "checkpoint-start").count();
     assert_eq!(starts, 1, "{:?}", captured.progress);
 }
 
@@ -109,26 +101,16 @@ fn a_restore_says_both_json_lines_before_socket_init() {
     let progress = Lines::of(read_end);
     let second = write_end.try_clone().expect("a descriptor");
     let mut shards = tests::stream::deal(&small_stream(), 2, |index| index % 2).into_iter();
-    let (inputs, feeds): (Vec<_>, Vec<_>) = [(); 2]
-        .map(|()| pipe(None).expect("a pipe"))
-        .into_iter()
-        .unzip();
+    let (inputs, feeds): (Vec<_>, Vec<_>) =
+        [(); 2].map(|()| pipe(None).expect("a pipe")).into_iter().unzip();
     for feed in feeds {
         tests::pipeline::write_until_refused(feed, &shards.next().expect("a shard"));
     }
     let (stdin, stdout) = pipe(None).expect("a pipe");
-    let serve = Filter::new("image-serve")
-        .arg("-D")
-        .arg(dir.path())
-        .args(["-p", "9"]);
+    let serve = Filter::new("image-serve").arg("-D").arg(dir.path()).args(["-p", "9"]);
     let serve = serve.fd(9, second).stdin(stdin).start();
-    let merge = Filter::new("shard-merge")
-        .args(["-s", "10,11", "-p", "9"])
-        .fd(9, write_end);
-    let merge = inputs
-        .into_iter()
-        .zip(10..)
-        .fold(merge, |merge, (input, fd)| merge.fd(fd, input));
+    let merge = Filter::new("shard-merge").args(["-s", "10,11", "-p", "9"]).fd(9, write_end);
+    let merge = inputs.into_iter().zip(10..).fold(merge, |merge, (input, fd)| merge.fd(fd, input));
     merge.stdout(stdout).start().finish().succeeded();
     progress.wait_for("socket-init", |line| line == "socket-init");
     let so_far = progress.so_far();
@@ -148,31 +130,19 @@ fn a_progress_reader_that_went_away_is_no_error() {
     let stream = small_stream();
 
     let dir = directory();
-    let extracted = to_gone("image-extract")
-        .arg("-D")
-        .arg(dir.path())
-        .run(&stream);
+    let extracted = to_gone("image-extract").arg("-D").arg(dir.path()).run(&stream);
     assert!(extracted.succeeded().stderr.is_empty());
 
     let shard = tempfile().expect("a file");
-    let split = to_gone("shard-split")
-        .args(["-s", "10"])
-        .fd(10, shard)
-        .run(&stream);
+    let split = to_gone("shard-split").args(["-s", "10"]).fd(10, shard).run(&stream);
     assert!(split.succeeded().stderr.is_empty());
 
     let (input, feed) = pipe(None).expect("a pipe");
     tests::pipeline::write_until_refused(feed, &stream);
-    let merged = to_gone("shard-merge")
-        .args(["-s", "10"])
-        .fd(10, input)
-        .run(&[]);
+    let merged = to_gone("shard-merge").args(["-s", "10"]).fd(10, input).run(&[]);
     assert!(merged.succeeded().stderr.is_empty());
 
-    let capture = to_gone("criu-sock-capture")
-        .arg("-D")
-        .arg(dir.path())
-        .start();
+    let capture = to_gone("criu-sock-capture").arg("-D").arg(dir.path()).start();
     when_listening(&dir.path().join("streamer-capture.sock"));
     small_dump(connect(dir.path()));
     assert!(capture.finish().succeeded().stderr.is_empty());
@@ -202,9 +172,7 @@ fn when_listening(socket: &Path) {
 fn counters_of(running: &Running) -> serde_json::Value {
     running.signal_when_caught(Signal::SIGUSR1);
     let is_counters = |line: &str| line.starts_with('{');
-    let line = running
-        .stderr()
-        .wait_for("a JSON line of counters", is_counters);
+    let line = running.stderr().wait_for("a JSON line of counters", is_counters);
     serde_json::from_str(&line).expect("the counters are JSON")
 }
 
@@ -229,9 +197,8 @@ fn the_filters_of_streams_print_their_counters_on_sigusr1_and_go_on() {
     let shard = collect_from(shard);
     let filters = [filters::extract(dir.path()), filters::split_to([to_shard])];
     for filter in filters {
-        let (stdin, mut feed) = pipe(None)
-            .map(|(r, w)| (r, std::fs::File::from(w)))
-            .expect("a pipe");
+        let (stdin, mut feed) =
+            pipe(None).map(|(r, w)| (r, std::fs::File::from(w))).expect("a pipe");
         let running = filter.stdin(stdin).start();
         feed.write_all(first).expect("the filter reads");
         assert!(counters_of(&running).is_object());
@@ -256,26 +223,18 @@ fn merge_prints_its_counters_on_sigusr1_and_goes_on() {
     feed.write_all(second).expect("the filter reads");
     drop(feed);
     running.finish().succeeded();
-    assert!(tests::stream::looks_complete(
-        &output.join().expect("the stream")
-    ));
+    assert!(tests::stream::looks_complete(&output.join().expect("the stream")));
 }
 
 #[test]
 fn serve_prints_its_counters_on_sigusr1_and_goes_on() {
     let dir = directory();
-    let stream = Writer::new()
-        .file("inventory.img", b"all")
-        .image_eof()
-        .finish();
+    let stream = Writer::new().file("inventory.img", b"all").image_eof().finish();
     let serve = filters::start_serve(filters::serve(dir.path()), &stream);
     serve.wait_for("socket-init");
     assert!(counters_of(&serve).is_object());
     let mut client = RestoreClient::connect(dir.path()).expect("the socket is there");
-    assert_eq!(
-        client.read("inventory.img").expect("a reply").as_deref(),
-        Some(&b"all"[..])
-    );
+    assert_eq!(client.read("inventory.img").expect("a reply").as_deref(), Some(&b"all"[..]));
     drop(client);
     serve.finish().succeeded();
 }

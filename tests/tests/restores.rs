@@ -14,12 +14,8 @@ use tests::stream::Writer;
 const PAGES: usize = 3 << 20;
 
 fn image() -> Vec<u8> {
-    let writer = Writer::new()
-        .file("core-1.img", b"core")
-        .file("empty.img", b"");
-    let writer = writer
-        .file("pages-1.img", &pages())
-        .file("inventory.img", b"all");
+    let writer = Writer::new().file("core-1.img", b"core").file("empty.img", b"");
+    let writer = writer.file("pages-1.img", &pages()).file("inventory.img", b"all");
     writer.image_eof().finish()
 }
 
@@ -32,10 +28,7 @@ fn directory() -> TempDir {
 }
 
 fn is_empty(dir: &TempDir) -> bool {
-    std::fs::read_dir(dir.path())
-        .expect("the directory")
-        .next()
-        .is_none()
+    std::fs::read_dir(dir.path()).expect("the directory").next().is_none()
 }
 
 /// Reads a file that must be there.
@@ -49,10 +42,7 @@ fn files_are_served_in_any_order_and_the_socket_is_gone_afterwards() {
     let dir = directory();
     let served = filters::restore(dir.path(), &image(), |mut client| {
         assert_eq!(read(&mut client, "inventory.img"), b"all");
-        assert!(
-            read(&mut client, "pages-1.img") == pages(),
-            "pages-1.img differs"
-        );
+        assert!(read(&mut client, "pages-1.img") == pages(), "pages-1.img differs");
         assert_eq!(read(&mut client, "empty.img"), b"");
         assert_eq!(read(&mut client, "core-1.img"), b"core");
     });
@@ -65,10 +55,7 @@ fn a_file_that_is_not_in_the_image_is_no_error() {
     let dir = directory();
     let served = filters::restore(dir.path(), &image(), |mut client| {
         for name in ["missing.img", "../core-1.img", "", "pages-1.img\0"] {
-            assert!(
-                client.open(name).expect("a reply").is_none(),
-                "{name:?} is served"
-            );
+            assert!(client.open(name).expect("a reply").is_none(), "{name:?} is served");
         }
         assert_eq!(read(&mut client, "inventory.img"), b"all");
     });
@@ -91,12 +78,8 @@ fn a_small_file_may_be_asked_for_twice() {
 fn a_small_file_may_be_opened_before_the_last_one_is_read() {
     let dir = directory();
     let served = filters::restore(dir.path(), &image(), |mut client| {
-        let mut open = ["inventory.img", "core-1.img"].map(|name| {
-            client
-                .open(name)
-                .expect("a reply")
-                .expect("the file is served")
-        });
+        let mut open = ["inventory.img", "core-1.img"]
+            .map(|name| client.open(name).expect("a reply").expect("the file is served"));
         let mut contents = [String::new(), String::new()];
         open[1].read_to_string(&mut contents[1]).expect("a pipe");
         open[0].read_to_string(&mut contents[0]).expect("a pipe");
@@ -110,10 +93,7 @@ fn a_small_file_may_be_opened_before_the_last_one_is_read() {
 fn a_pipe_that_is_closed_half_read_is_no_error() {
     let dir = directory();
     let served = filters::restore(dir.path(), &image(), |mut client| {
-        let mut file = client
-            .open("pages-1.img")
-            .expect("a reply")
-            .expect("pages are served");
+        let mut file = client.open("pages-1.img").expect("a reply").expect("pages are served");
         let mut half = vec![0; PAGES / 2];
         file.read_exact(&mut half).expect("a pipe");
         assert!(half == pages()[..PAGES / 2], "pages-1.img differs");
@@ -147,9 +127,7 @@ fn a_client_that_is_cut_off_in_a_request_is_refused() {
     let dir = directory();
     let served = filters::restore(dir.path(), &image(), |mut client| {
         let request = request(b"inventory.img");
-        client
-            .send_garbage(&(request.len() as u32).to_le_bytes())
-            .expect("serve reads");
+        client.send_garbage(&(request.len() as u32).to_le_bytes()).expect("serve reads");
         client.send_garbage(&request[..5]).expect("serve reads");
     });
     served.refused_with_a_place("cut off in a request");

@@ -23,22 +23,13 @@ use tests::stream::{Files, read_shards, read_stream};
 const CASES: u64 = 30;
 /// One byte more than the largest file.
 const LARGE: usize = (64 << 20) + 1;
-const PIPE_SIZES: [Option<usize>; 5] = [
-    None,
-    Some(4096),
-    Some(16 << 10),
-    Some(1 << 20),
-    Some(4 << 20),
-];
+const PIPE_SIZES: [Option<usize>; 5] =
+    [None, Some(4096), Some(16 << 10), Some(1 << 20), Some(4 << 20)];
 const TIME_LIMIT: Duration = Duration::from_secs(60);
 
 #[test]
 fn any_tree_of_files_comes_back_identical() {
-    let number = |name: &str| {
-        std::env::var(name)
-            .ok()
-            .and_then(|value| value.parse().ok())
-    };
+    let number = |name: &str| std::env::var(name).ok().and_then(|value| value.parse().ok());
     let seeds = match number("SEED") {
         Some(seed) => seed..seed + 1,
         None => 0..number("CASES").unwrap_or(CASES),
@@ -46,13 +37,8 @@ fn any_tree_of_files_comes_back_identical() {
     for seed in seeds {
         // The name of the thread is what a failure prints first.
         let case = thread::Builder::new().name(format!("SEED={seed}"));
-        let case = case
-            .spawn(move || comes_back_identical(seed))
-            .expect("a thread");
-        assert!(
-            case.join().is_ok(),
-            "the case SEED={seed} failed: see above"
-        );
+        let case = case.spawn(move || comes_back_identical(seed)).expect("a thread");
+        assert!(case.join().is_ok(), "the case SEED={seed} failed: see above");
     }
 }
 
@@ -65,10 +51,7 @@ fn comes_back_identical(seed: u64) {
         let shards = capture_and_split(dir.path(), &dump, shards, &mut random);
         let read = read_shards(&shards).expect("valid shards");
         assert_same_files(&read, &dump.files, "in the shards");
-        let inputs = shards
-            .into_iter()
-            .map(|shard| trickle(shard, &mut random))
-            .collect();
+        let inputs = shards.into_iter().map(|shard| trickle(shard, &mut random)).collect();
         restore(dir.path(), inputs, &dump.files, &mut random);
     } else {
         shard_to_shard(dir.path(), &dump, shards, &mut random);
@@ -99,11 +82,7 @@ impl Dump {
             _ => (1 + random.below(60), 100_000),
         };
         let at_once = 1 + random.below(8);
-        let mut dump = Self {
-            files: Files::new(),
-            steps: Vec::new(),
-            vmsplice: random.one_in(2),
-        };
+        let mut dump = Self { files: Files::new(), steps: Vec::new(), vmsplice: random.one_in(2) };
         let mut open: BTreeMap<String, (Vec<u8>, usize)> = BTreeMap::new();
         let mut to_come = count;
         while to_come > 0 || !open.is_empty() {
@@ -117,10 +96,7 @@ impl Dump {
                         _ => random.magnitude_below(largest),
                     };
                     open.insert(name.clone(), (random.bytes(length), 0));
-                    dump.steps.push(Step::Open {
-                        name,
-                        pipe: random.pick(&PIPE_SIZES),
-                    });
+                    dump.steps.push(Step::Open { name, pipe: random.pick(&PIPE_SIZES) });
                 }
                 continue;
             }
@@ -134,9 +110,7 @@ impl Dump {
                 dump.files.insert(name.clone(), content);
                 dump.steps.push(Step::Close { name });
             } else {
-                let length = 1 + random
-                    .magnitude_below((8 << 20).min(rest) + 1)
-                    .min(rest - 1);
+                let length = 1 + random.magnitude_below((8 << 20).min(rest) + 1).min(rest - 1);
                 let bytes = content[*written..*written + length].to_vec();
                 *written += length;
                 dump.steps.push(Step::Write { name, bytes });
@@ -151,14 +125,8 @@ impl Dump {
         let name = || "inventory.img".to_string();
         let bytes = random.bytes(77);
         self.files.insert(name(), bytes.clone());
-        self.steps.push(Step::Open {
-            name: name(),
-            pipe: None,
-        });
-        self.steps.push(Step::Write {
-            name: name(),
-            bytes,
-        });
+        self.steps.push(Step::Open { name: name(), pipe: None });
+        self.steps.push(Step::Write { name: name(), bytes });
         self.steps.push(Step::Close { name: name() });
     }
 
@@ -167,9 +135,7 @@ impl Dump {
         for step in &self.steps {
             match step {
                 Step::Open { name, pipe } => {
-                    let file = client
-                        .open_sized(name, *pipe)
-                        .expect("capture takes a file");
+                    let file = client.open_sized(name, *pipe).expect("capture takes a file");
                     open.insert(name, file);
                 }
                 Step::Write { name, bytes } if self.vmsplice => vmsplice_all(&open[&**name], bytes),
@@ -221,46 +187,28 @@ fn capture_and_split(dir: &Path, dump: &Dump, count: usize, random: &mut Random)
             (write_end, collect_from(read_end))
         })
         .unzip();
-    let split = filters::split_to(outputs)
-        .stdin(stdin)
-        .time_limit(TIME_LIMIT)
-        .start();
-    let capture = filters::capture(dir)
-        .stdout(stdout)
-        .time_limit(TIME_LIMIT)
-        .start();
+    let split = filters::split_to(outputs).stdin(stdin).time_limit(TIME_LIMIT).start();
+    let capture = filters::capture(dir).stdout(stdout).time_limit(TIME_LIMIT).start();
     capture.wait_for("socket-init");
     dump.send(DumpClient::connect(dir).expect("the socket is there"));
     capture.finish().succeeded();
     split.finish().succeeded();
-    collecting
-        .into_iter()
-        .map(|shard| shard.join().expect("a shard"))
-        .collect()
+    collecting.into_iter().map(|shard| shard.join().expect("a shard")).collect()
 }
 
 /// `shard-merge | image-serve` or `image-extract`: the files are as expected.
 fn restore(dir: &Path, inputs: Vec<OwnedFd>, expected: &Files, random: &mut Random) {
     let (stdin, stdout) = pipe(random.pick(&PIPE_SIZES)).expect("a pipe");
-    let merge = filters::merge_from(inputs)
-        .stdout(stdout)
-        .time_limit(TIME_LIMIT)
-        .start();
+    let merge = filters::merge_from(inputs).stdout(stdout).time_limit(TIME_LIMIT).start();
     let into = dir.join("restored");
     std::fs::create_dir(&into).expect("a directory");
     if random.one_in(2) {
-        let extract = filters::extract(&into)
-            .stdin(stdin)
-            .time_limit(TIME_LIMIT)
-            .start();
+        let extract = filters::extract(&into).stdin(stdin).time_limit(TIME_LIMIT).start();
         merge.finish().succeeded();
         extract.finish().succeeded();
         assert_same_files(&files_in(&into), expected, "extracted");
     } else {
-        let serve = filters::serve(&into)
-            .stdin(stdin)
-            .time_limit(TIME_LIMIT)
-            .start();
+        let serve = filters::serve(&into).stdin(stdin).time_limit(TIME_LIMIT).start();
         serve.wait_for("socket-init");
         merge.finish().succeeded();
         fetch_and_compare(&into, expected, random);
@@ -274,13 +222,10 @@ fn fetch_and_compare(dir: &Path, expected: &Files, random: &mut Random) {
     let mut names: Vec<_> = expected.keys().collect();
     while !names.is_empty() {
         let name = names.swap_remove(random.below(names.len()));
-        let file = client
-            .open_sized(name, random.pick(&PIPE_SIZES))
-            .expect("a reply");
+        let file = client.open_sized(name, random.pick(&PIPE_SIZES)).expect("a reply");
         let mut file = file.unwrap_or_else(|| panic!("{name} isn't served"));
         let mut content = Vec::new();
-        file.read_to_end(&mut content)
-            .expect("the pipe can be read");
+        file.read_to_end(&mut content).expect("the pipe can be read");
         assert!(content == expected[name], "served: {name} differs");
     }
     assert!(client.open("missing.img").expect("a reply").is_none());
@@ -291,16 +236,10 @@ fn shard_to_shard(dir: &Path, dump: &Dump, count: usize, random: &mut Random) {
     let pipes = |count| (0..count).map(|_| pipe(None).expect("a pipe"));
     let (to_merge, from_split): (Vec<_>, Vec<_>) = pipes(count).unzip();
     let (stdin, stdout) = pipe(random.pick(&PIPE_SIZES)).expect("a pipe");
-    let split = filters::split_to(from_split)
-        .stdin(stdin)
-        .time_limit(TIME_LIMIT)
-        .start();
+    let split = filters::split_to(from_split).stdin(stdin).time_limit(TIME_LIMIT).start();
     thread::scope(|scope| {
         let restored = scope.spawn(|| restore(dir, to_merge, &dump.files, random));
-        let capture = filters::capture(dir)
-            .stdout(stdout)
-            .time_limit(TIME_LIMIT)
-            .start();
+        let capture = filters::capture(dir).stdout(stdout).time_limit(TIME_LIMIT).start();
         capture.wait_for("socket-init");
         dump.send(DumpClient::connect(dir).expect("the socket is there"));
         both_succeed(capture, split);
@@ -319,21 +258,14 @@ fn the_last_of_many_files_with_one_name_is_restored() {
     let capture = Capture::start(filters::capture(dir.path()));
     let mut client = DumpClient::connect(dir.path()).expect("the socket is there");
     for round in 0..100 {
-        client
-            .send("again.img", format!("round {round}").as_bytes())
-            .expect("capture reads");
+        client.send("again.img", format!("round {round}").as_bytes()).expect("capture reads");
     }
     client.send("inventory.img", b"all").expect("capture reads");
     drop(client);
     let captured = capture.finish();
     captured.succeeded();
-    assert_eq!(
-        read_stream(&captured.stdout).expect("valid")["again.img"],
-        b"round 99"
-    );
+    assert_eq!(read_stream(&captured.stdout).expect("valid")["again.img"], b"round 99");
     let into = tempdir().expect("a directory");
-    filters::extract(into.path())
-        .run(&captured.stdout)
-        .succeeded();
+    filters::extract(into.path()).run(&captured.stdout).succeeded();
     assert_eq!(files_in(into.path())["again.img"], b"round 99");
 }

@@ -29,11 +29,7 @@ fn the_reader_understands_what_the_writer_writes() {
     let mut random = Random::new(1);
     for count in 1..=8 {
         let shards = deal(&stream, count, |_| random.below(count));
-        assert_eq!(
-            read_shards(&shards).as_ref(),
-            Ok(&expected),
-            "{count} shards"
-        );
+        assert_eq!(read_shards(&shards).as_ref(), Ok(&expected), "{count} shards");
     }
 }
 
@@ -47,11 +43,7 @@ fn the_reader_skips_fields_that_it_does_not_know() {
 
 #[test]
 fn the_reader_takes_the_later_of_two_files_with_one_name() {
-    let stream = Writer::new()
-        .file("a", b"old")
-        .file("a", b"new")
-        .image_eof()
-        .finish();
+    let stream = Writer::new().file("a", b"old").file("a", b"new").image_eof().finish();
     assert_eq!(read_stream(&stream).expect("valid")["a"], b"new");
 }
 
@@ -65,10 +57,7 @@ fn the_reader_refuses_every_malformed_stream() {
     }
     let stream = malformed::small_stream();
     for cut in 0..stream.len() {
-        assert!(
-            read_stream(&stream[..cut]).is_err(),
-            "cut after {cut} bytes"
-        );
+        assert!(read_stream(&stream[..cut]).is_err(), "cut after {cut} bytes");
         assert!(!looks_complete(&stream[..cut]), "cut after {cut} bytes");
     }
 }
@@ -91,9 +80,7 @@ fn a_dump_sends_requests_and_pipes_as_criu_does() {
         [(); 2].map(|()| {
             let name = receive_request(&mut socket);
             let mut content = Vec::new();
-            receive_pipe(&socket)
-                .read_to_end(&mut content)
-                .expect("a pipe to read");
+            receive_pipe(&socket).read_to_end(&mut content).expect("a pipe to read");
             (name, content)
         })
     });
@@ -116,32 +103,20 @@ fn a_restore_asks_and_takes_what_exists() {
     let streamer = thread::spawn(move || {
         let mut socket = listener.accept().expect("a client").0;
         assert_eq!(receive_request(&mut socket), "missing.img");
-        socket
-            .write_all(&[2, 0, 0, 0, 0x08, 0])
-            .expect("a listening client");
+        socket.write_all(&[2, 0, 0, 0, 0x08, 0]).expect("a listening client");
         assert_eq!(receive_request(&mut socket), "inventory.img");
-        socket
-            .write_all(&[2, 0, 0, 0, 0x08, 1])
-            .expect("a listening client");
-        receive_pipe(&socket)
-            .write_all(b"all")
-            .expect("a pipe to write");
+        socket.write_all(&[2, 0, 0, 0, 0x08, 1]).expect("a listening client");
+        receive_pipe(&socket).write_all(b"all").expect("a pipe to write");
     });
     let mut client = RestoreClient::connect(dir.path()).expect("the fake listens");
     assert_eq!(client.read("missing.img").expect("a reply"), None);
-    assert_eq!(
-        client.read("inventory.img").expect("a reply").as_deref(),
-        Some(&b"all"[..])
-    );
+    assert_eq!(client.read("inventory.img").expect("a reply").as_deref(), Some(&b"all"[..]));
     streamer.join().expect("the fake is content");
 }
 
 /// A listening socket in a directory whose path no socket address can hold.
 fn fake_streamer(socket: &str) -> (tempfile::TempDir, UnixListener) {
-    let dir = tempfile::Builder::new()
-        .prefix(&"d".repeat(150))
-        .tempdir()
-        .expect("a directory");
+    let dir = tempfile::Builder::new().prefix(&"d".repeat(150)).tempdir().expect("a directory");
     let open = File::open(dir.path()).expect("the directory");
     let path = PathBuf::from(format!("/proc/self/fd/{}", open.as_raw_fd())).join(socket);
     let listener = UnixListener::bind(path).expect("a socket");
@@ -184,13 +159,7 @@ fn receive_pipe(socket: &UnixStream) -> File {
 
 fn reopen(fd: RawFd) -> File {
     let flags = std::fs::read_to_string(format!("/proc/self/fdinfo/{fd}")).expect("fdinfo");
-    let writable = flags
-        .lines()
-        .any(|line| line.starts_with("flags:") && line.ends_with('1'));
+    let writable = flags.lines().any(|line| line.starts_with("flags:") && line.ends_with('1'));
     let path = format!("/proc/self/fd/{fd}");
-    File::options()
-        .read(!writable)
-        .write(writable)
-        .open(path)
-        .expect("the pipe")
+    File::options().read(!writable).write(writable).open(path).expect("the pipe")
 }

@@ -19,11 +19,7 @@ use std::time::Instant;
 const ENDING: [Signal; 3] = [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP];
 
 /// Starts the thread. With `live`, and stderr a terminal, it also shows the rate every second.
-pub(crate) fn attend(
-    program: &'static str,
-    counters: Arc<Counters>,
-    live: bool,
-) -> io::Result<()> {
+pub(crate) fn attend(program: &'static str, counters: Arc<Counters>, live: bool) -> io::Result<()> {
     let mut signals = SigSet::empty();
     signals.add(Signal::SIGUSR1);
     // What was ignored at the start, as `nohup` has it, stays so.

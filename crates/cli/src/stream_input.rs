@@ -59,9 +59,7 @@ impl StreamInput {
                 Ok(moved as u64)
             }
             Err(MoveError::Output(error)) => Err(PayloadError::Output(error)),
-            Err(MoveError::Input(error)) => {
-                Err(PayloadError::Input(InputError::Read(self.place.clone(), ReadError::Io(error))))
-            }
+            Err(MoveError::Input(error)) => Err(PayloadError::Input(self.failed(error))),
         }
     }
 
@@ -86,9 +84,31 @@ impl StreamInput {
             {
                 Err(PayloadError::Output(error))
             }
-            Err(error) => {
-                Err(PayloadError::Input(InputError::Read(self.place.clone(), ReadError::Io(error))))
+            Err(error) => Err(PayloadError::Input(self.failed(error))),
+        }
+    }
+
+    /// Reads some payload into memory, and returns how many bytes.
+    pub fn read_some(&mut self, buffer: &mut [u8]) -> Result<usize, InputError> {
+        match self.reader.get_mut().read(buffer) {
+            Ok(0) if !buffer.is_empty() => Err(self.truncated()),
+            Ok(read) => {
+                self.reader.advance(read as u64);
+                Ok(read)
             }
+            Err(error) => Err(self.failed(error)),
+        }
+    }
+
+    /// Passes over payload of a regular file, and returns where in the file it begins.
+    pub fn skip_payload(&mut self, length: u64) -> Result<u64, InputError> {
+        let skipped = self.endpoint().skip(length).map_err(|error| self.failed(error))?;
+        match skipped {
+            Some(offset) => {
+                self.reader.advance(length);
+                Ok(offset)
+            }
+            None => Err(self.truncated()),
         }
     }
 
@@ -96,16 +116,8 @@ impl StreamInput {
     pub fn read_payload(&mut self, buffer: &mut [u8]) -> Result<(), InputError> {
         let mut left = buffer;
         while !left.is_empty() {
-            match self.reader.get_mut().read(left) {
-                Ok(0) => return Err(self.truncated()),
-                Ok(read) => {
-                    self.reader.advance(read as u64);
-                    left = left.get_mut(read..).unwrap_or_default();
-                }
-                Err(error) => {
-                    return Err(InputError::Read(self.place.clone(), ReadError::Io(error)));
-                }
-            }
+            let read = self.read_some(left)?;
+            left = left.get_mut(read..).unwrap_or_default();
         }
         Ok(())
     }
@@ -124,9 +136,7 @@ impl StreamInput {
         let position = self.reader.position();
         match self.reader.next_marker() {
             Ok(None) => Ok(()),
-            Err(ReadError::Io(error)) => {
-                Err(InputError::Read(self.place.clone(), ReadError::Io(error)))
-            }
+            Err(ReadError::Io(error)) => Err(self.failed(error)),
             // Whether they are a marker or not: nothing may be there.
             Ok(Some(_)) | Err(ReadError::Truncated(_) | ReadError::Marker(..)) => {
                 Err(InputError::Grammar(self.place.clone(), position, GrammarError::AfterEnd))
@@ -142,6 +152,10 @@ impl StreamInput {
         self.grammar
             .accept(marker)
             .map_err(|error| InputError::Grammar(self.place.clone(), position, error))
+    }
+
+    fn failed(&self, error: io::Error) -> InputError {
+        InputError::Read(self.place.clone(), ReadError::Io(error))
     }
 
     fn truncated(&self) -> InputError {

@@ -26,8 +26,8 @@ pub struct OutputError(pub io::Error);
 /// Why payload could not be moved to the stream.
 #[derive(Debug)]
 pub enum SourceError {
-    /// What it comes from failed, or ended too early (`None`).
-    Source(Option<io::Error>),
+    /// After so many bytes, what it comes from failed or (`None`) ended.
+    Source(u64, Option<io::Error>),
     /// The stream is at fault.
     Output(OutputError),
 }
@@ -69,12 +69,14 @@ impl StreamOutput {
         let mut left = u64::from(length);
         while left > 0 {
             match self.mover.some(from, self.writer.get_ref(), left) {
-                Ok(0) => return Err(SourceError::Source(None)),
+                Ok(0) => return Err(SourceError::Source(u64::from(length) - left, None)),
                 Ok(moved) => {
                     left -= moved as u64;
                     self.count(left);
                 }
-                Err(MoveError::Input(error)) => return Err(SourceError::Source(Some(error))),
+                Err(MoveError::Input(error)) => {
+                    return Err(SourceError::Source(u64::from(length) - left, Some(error)));
+                }
                 Err(MoveError::Output(error)) => {
                     return Err(SourceError::Output(OutputError(error)));
                 }

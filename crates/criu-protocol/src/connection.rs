@@ -30,8 +30,9 @@ pub struct Connection {
 /// What CRIU said.
 #[derive(Debug)]
 pub enum Event {
-    /// It wants to write or to read this file. On a restore it waits for a reply.
-    Request(FileName),
+    /// It wants to write or to read this file. On a restore it waits for a reply. No file can
+    /// have a name that is not a path component.
+    Request(Result<FileName, NameError>),
     /// The pipe for the file of the last request.
     Pipe(OwnedFd),
     /// It has hung up: there will be no more.
@@ -129,7 +130,7 @@ impl Connection {
             return Ok(None);
         };
         let request = Request::decode(body).map_err(|_| ProtocolError::Undecodable)?;
-        let name = FileName::new(&request.filename).map_err(ProtocolError::Name)?;
+        let name = FileName::new(&request.filename);
         self.received.drain(..LENGTH_FIELD + length);
         self.awaits_pipe = self.direction == Direction::Capture;
         Ok(Some(Event::Request(name)))

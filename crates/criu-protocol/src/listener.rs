@@ -73,8 +73,7 @@ impl Listener {
             }
             remove_stale(&path).map_err(|error| ListenError::Socket(path.clone(), error))?;
         }
-        let socket =
-            address.bind().map_err(|error| ListenError::Socket(path.clone(), error))?;
+        let socket = address.bind().map_err(|error| ListenError::Socket(path.clone(), error))?;
         Ok(Listener { socket, path, direction })
     }
 
@@ -101,10 +100,8 @@ impl Listener {
     /// Takes no more connections: from now on they are refused at once, while the socket stays
     /// where it is and tells that the program lives.
     pub fn refuse_more(&self) {
-        let _ = nix::sys::socket::shutdown(
-            self.socket.as_raw_fd(),
-            nix::sys::socket::Shutdown::Both,
-        );
+        let _ =
+            nix::sys::socket::shutdown(self.socket.as_raw_fd(), nix::sys::socket::Shutdown::Both);
     }
 }
 
@@ -152,8 +149,7 @@ impl Address {
     fn is_listened_on(&self) -> bool {
         let probe = || -> nix::Result<()> {
             let kind = SockType::Datagram;
-            let probe: OwnedFd =
-                socket(AddressFamily::Unix, kind, SockFlag::SOCK_CLOEXEC, None)?;
+            let probe: OwnedFd = socket(AddressFamily::Unix, kind, SockFlag::SOCK_CLOEXEC, None)?;
             connect(probe.as_raw_fd(), &UnixAddr::new(&self.0)?)
         };
         matches!(probe(), Ok(()) | Err(Errno::EPROTOTYPE))

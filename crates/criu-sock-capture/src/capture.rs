@@ -36,14 +36,8 @@ pub(crate) fn run(args: Args) -> Result<(), Failure<Error>> {
             .map(|(name, place, source)| Inflow::external(name, place, source))
             .collect::<io::Result<_>>()
             .map_err(Error::System)?;
-        let mut capture = Capture {
-            listener,
-            dump: None,
-            inflows,
-            successors: Vec::new(),
-            output,
-            progress,
-        };
+        let mut capture =
+            Capture { listener, dump: None, inflows, successors: Vec::new(), output, progress };
         capture.progress.socket_init();
         capture.run()?;
         capture.output.finish()?;
@@ -159,7 +153,7 @@ impl Capture {
                     self.output.data(&inflow.name, length)?;
                     self.output.payload(inflow.pipe(), length).map_err(|error| match error {
                         SourceError::Output(error) => Error::Output(error),
-                        SourceError::Source(error) => inflow.failed(error),
+                        SourceError::Source(_, error) => inflow.failed(error),
                     })?;
                 }
                 Available::End => {

@@ -52,6 +52,7 @@ impl Dump {
                     return Ok(Some(News::File(name, pipe)));
                 }
                 Some(Event::Request(name)) => {
+                    let name = name.map_err(ProtocolError::Name)?;
                     let froze = !self.frozen && name.as_str() != CPUINFO;
                     self.begun = true;
                     self.frozen |= froze;

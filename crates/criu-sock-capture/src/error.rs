@@ -43,9 +43,9 @@ impl fmt::Display for Error {
             Error::NameClash(name) => {
                 write!(f, "CRIU: {name}: the name of an external file")
             }
-            Error::DumpFailed => {
-                f.write_str("CRIU: hung up before inventory.img: the dump failed, there is no image")
-            }
+            Error::DumpFailed => f.write_str(
+                "CRIU: hung up before inventory.img: the dump failed, there is no image",
+            ),
             Error::InventoryCut => {
                 f.write_str("CRIU: inventory.img is cut short: the dump failed, there is no image")
             }

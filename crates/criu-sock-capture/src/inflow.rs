@@ -60,11 +60,7 @@ impl Inflow {
     }
 
     /// An external file.
-    pub(crate) fn external(
-        name: FileName,
-        place: Place,
-        source: Endpoint,
-    ) -> io::Result<Inflow> {
+    pub(crate) fn external(name: FileName, place: Place, source: Endpoint) -> io::Result<Inflow> {
         if source.kind() == Kind::Pipe {
             return Ok(Inflow { name, pipe: source, grown: true, origin: Origin::External(place) });
         }

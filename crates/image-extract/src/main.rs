@@ -1,2 +1,68 @@
-//! x
-fn main() {}
+//! `image-extract` unpacks, lists or verifies an image stream.
+
+mod contents;
+mod directory;
+mod error;
+mod extract;
+mod walk;
+
+use clap::Parser;
+use cli::{CommonArgs, ExternalFile, UsageError};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use wire_format::FileName;
+
+const NAME: &str = "image-extract";
+
+/// Unpack the image stream on stdin into a directory, or list or verify it.
+#[derive(Debug, Parser)]
+#[command(
+    name = NAME,
+    version,
+    about,
+    override_usage = "image-extract -D DIR [-e NAME:FD]... [-p FD] [-v] [NAME]...\n       \
+                      image-extract --list [--json]\n       image-extract --verify [-v]",
+    after_help = "Example:\n  zstd -d < image.zst | image-extract -D d && criu restore -D d\n\n\
+                  See image-extract(1)."
+)]
+struct Args {
+    /// Put the files into this directory, all of them or none
+    #[arg(short = 'D', long, value_name = "DIR", required_unless_present_any = ["list", "verify"])]
+    images_dir: Option<PathBuf>,
+
+    /// Write the file NAME to descriptor FD, while it arrives
+    #[arg(short, long = "ext-file-fds", value_name = "NAME:FD", value_delimiter = ',')]
+    external: Vec<ExternalFile>,
+
+    /// Print size and name of each file instead
+    #[arg(long, conflicts_with_all = ["verify", "images_dir", "external", "names"])]
+    list: bool,
+
+    /// With --list: print JSON
+    #[arg(long, requires = "list")]
+    json: bool,
+
+    /// Only see whether the image is whole
+    #[arg(long, conflicts_with_all = ["images_dir", "external", "names"])]
+    verify: bool,
+
+    #[command(flatten)]
+    common: CommonArgs,
+
+    /// Unpack only these files
+    #[arg(value_name = "NAME", value_parser = parse_name)]
+    names: Vec<FileName>,
+}
+
+fn parse_name(name: &str) -> Result<FileName, wire_format::NameError> {
+    FileName::new(name)
+}
+
+fn main() -> ExitCode {
+    cli::main(NAME, |args: Args| match (&args.images_dir, args.list, args.verify) {
+        (Some(directory), false, false) => extract::run(directory.clone(), args),
+        (None, true, false) => contents::list(&args),
+        (None, false, true) => contents::verify(&args),
+        _ => Err(UsageError::Options("one of --images-dir, --list and --verify is needed").into()),
+    })
+}

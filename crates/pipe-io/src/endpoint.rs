@@ -2,8 +2,11 @@
 
 use crate::inherit::{self, Direction, Refusal};
 use crate::{pipe, poll};
+use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::socket::{SockType, getsockopt, sockopt};
 use nix::sys::stat::{SFlag, fstat};
+use nix::unistd::{Whence, lseek};
 use std::io::{self, ErrorKind, IsTerminal, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 
@@ -54,6 +57,40 @@ impl Endpoint {
     /// What it is.
     pub fn kind(&self) -> Kind {
         self.kind
+    }
+
+    /// Passes over `length` bytes of a regular file without reading them, and returns where they
+    /// begin; `None` if the file has fewer.
+    pub fn skip(&self, length: u64) -> io::Result<Option<u64>> {
+        let seek = |offset, whence| lseek(&self.fd, offset, whence).map(|at| at as u64);
+        let offset = seek(0, Whence::SeekCur)?;
+        let size = u64::try_from(fstat(&self.fd)?.st_size).unwrap_or(0);
+        match offset.checked_add(length).filter(|end| *end <= size) {
+            Some(end) => {
+                seek(i64::try_from(end).map_err(io::Error::other)?, Whence::SeekSet)?;
+                Ok(Some(offset))
+            }
+            None => Ok(None),
+        }
+    }
+
+    /// Makes reading and writing fail rather than wait. Only for a descriptor that no other
+    /// program has: it would be non-blocking there too.
+    pub fn set_nonblocking(&self) -> io::Result<()> {
+        let flags = OFlag::from_bits_retain(fcntl(&self.fd, FcntlArg::F_GETFL)?);
+        fcntl(&self.fd, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK))?;
+        Ok(())
+    }
+
+    /// Writes what there is room for; fails with [`ErrorKind::WouldBlock`] where there is none,
+    /// after [`Endpoint::set_nonblocking`].
+    pub fn write_now(&self, bytes: &[u8]) -> io::Result<usize> {
+        loop {
+            match nix::unistd::write(&self.fd, bytes) {
+                Err(Errno::EINTR) => {}
+                result => return result.map_err(io::Error::from),
+            }
+        }
     }
 
     /// Closes the descriptor and says what the kernel has kept for the last moment: on some file

@@ -1,6 +1,7 @@
 //! What a program is started with: descriptors by number, signals that are ignored.
 
 use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::Signal;
 use std::fmt;
 use std::os::fd::{BorrowedFd, FromRawFd, OwnedFd, RawFd};
@@ -95,6 +96,16 @@ fn check_open(number: RawFd, direction: Direction) -> Result<(), Refusal> {
         (Direction::Input, OFlag::O_WRONLY) => Err(Refusal::NotReadable),
         (Direction::Output, OFlag::O_RDONLY) => Err(Refusal::NotWritable),
         _ => Ok(()),
+    }
+}
+
+/// Raises the number of descriptors that the program may have to what it is allowed to have, and
+/// returns that.
+pub fn raise_descriptor_limit() -> u64 {
+    let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) else { return 0 };
+    match setrlimit(Resource::RLIMIT_NOFILE, hard, hard) {
+        Ok(()) => hard,
+        Err(_) => soft,
     }
 }
 

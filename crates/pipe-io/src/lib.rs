@@ -6,6 +6,7 @@
 //! - [`pipe`]: making pipes, their capacity, what is queued in them;
 //! - [`mod@splice`]: moving pages without copying them;
 //! - [`Endpoint`]: a descriptor that carries a stream, and the four kinds that it can be;
+//! - [`Region`]: memory in huge pages, for what cannot rest in a pipe;
 //! - [`Mover`]: moving bytes from any endpoint to any other;
 //! - [`poll`](mod@poll): waiting;
 //! - [`socket`]: receiving descriptors from a peer;
@@ -20,9 +21,11 @@ mod mover;
 pub mod pipe;
 pub mod poll;
 mod reason;
+mod region;
 pub mod socket;
 pub mod splice;
 
 pub use endpoint::{Endpoint, Kind};
-pub use reason::reason;
 pub use mover::{MoveError, Mover};
+pub use reason::reason;
+pub use region::Region;

@@ -34,7 +34,12 @@ pub enum MoveError {
 
 impl Mover {
     /// Moves up to `length` bytes, and waits for the first of them. 0 at the end of the input.
-    pub fn some(&mut self, from: &Endpoint, to: &Endpoint, length: u64) -> Result<usize, MoveError> {
+    pub fn some(
+        &mut self,
+        from: &Endpoint,
+        to: &Endpoint,
+        length: u64,
+    ) -> Result<usize, MoveError> {
         // One call to splice moves at most 2 GiB.
         let length = length.min(1 << 30) as usize;
         if self.copies {

@@ -67,6 +67,13 @@ pub fn grow(fd: impl AsFd, wanted: usize) -> io::Result<usize> {
     Ok(now)
 }
 
+/// Gives back the page slots of a pipe that `bytes` don't need when they fill their pages. `false`
+/// if they take more slots than that.
+pub fn shrink(fd: impl AsFd, bytes: usize) -> bool {
+    let wanted = bytes.next_multiple_of(PAGE).min(i32::MAX as usize);
+    fcntl(fd, FcntlArg::F_SETPIPE_SZ(wanted as i32)).is_ok()
+}
+
 /// The largest capacity that needs no privilege, in bytes.
 fn max_size() -> usize {
     static CACHED: AtomicUsize = AtomicUsize::new(0);

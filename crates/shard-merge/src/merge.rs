@@ -155,9 +155,9 @@ impl Merge {
         if let Body::FileData(length) = marker.body {
             self.output.payload(shard.endpoint(), length).map_err(|error| match error {
                 SourceError::Output(error) => Error::Output(error),
-                SourceError::Source(error) => {
-                    let error = error.map_or(ReadError::Truncated(shard.position()), ReadError::Io);
-                    Error::Read(shard.place.clone(), error)
+                SourceError::Source(moved, error) => {
+                    let truncated = ReadError::Truncated(shard.position() + moved);
+                    Error::Read(shard.place.clone(), error.map_or(truncated, ReadError::Io))
                 }
             })?;
             shard.took(length.into());

@@ -123,8 +123,7 @@ impl Shard {
             // One page never blocks where there is a slot.
             let (front, _) = self.debt.as_slices();
             let page = front.get(..PAGE.min(front.len())).unwrap_or_default();
-            let written =
-                (&self.endpoint).write(page).map_err(|error| self.failed(error))?;
+            let written = (&self.endpoint).write(page).map_err(|error| self.failed(error))?;
             self.debt.drain(..written);
             self.gave(written as u64, 1);
         }

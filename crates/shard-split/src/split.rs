@@ -7,10 +7,10 @@ use cli::{
     Counters, Descriptors, Failure, PayloadError, Place, Program, Progress, StreamInput,
     new_image_id,
 };
+use pipe_io::Kind;
 use pipe_io::inherit::Direction;
 use pipe_io::pipe::{self, PAGE};
 use pipe_io::poll::{self, PollFd, PollFlags};
-use pipe_io::Kind;
 use std::io::ErrorKind;
 use std::os::fd::AsFd;
 use std::sync::Arc;

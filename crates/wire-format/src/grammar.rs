@@ -113,8 +113,17 @@ mod tests {
     fn files_may_interleave_and_come_again() {
         use Body::*;
         let stream = [
-            name("a"), FileData(1), name("b"), FileData(2), FileEof,
-            name("a"), FileData(3), FileEof, name("b"), FileEof, ImageEof,
+            name("a"),
+            FileData(1),
+            name("b"),
+            FileData(2),
+            FileEof,
+            name("a"),
+            FileData(3),
+            FileEof,
+            name("b"),
+            FileEof,
+            ImageEof,
         ];
         assert_eq!(run(stream), Ok(true));
     }

@@ -141,7 +141,9 @@ impl fmt::Display for MarkerError {
             MarkerError::Undecodable => f.write_str("a marker that cannot be decoded"),
             MarkerError::NoBody => f.write_str("a marker of an unknown kind"),
             MarkerError::Name(error) => error.fmt(f),
-            MarkerError::Identity => f.write_str("a marker with an invalid image or shard identity"),
+            MarkerError::Identity => {
+                f.write_str("a marker with an invalid image or shard identity")
+            }
         }
     }
 }

@@ -57,11 +57,7 @@ impl std::error::Error for NameError {}
 fn fmt_printable(text: &str, f: &mut fmt::Formatter<'_>) -> fmt::Result {
     use fmt::Write;
     text.chars().try_for_each(|c| {
-        if c.is_control() {
-            write!(f, "{}", c.escape_default())
-        } else {
-            f.write_char(c)
-        }
+        if c.is_control() { write!(f, "{}", c.escape_default()) } else { f.write_char(c) }
     })
 }
 
@@ -79,7 +75,8 @@ mod tests {
 
     #[test]
     fn names_as_criu_makes_them_are_taken() {
-        for name in ["pages-1.img", "core-4294967295.img", "...", " ", "a:b", &"n".repeat(NAME_MAX)] {
+        for name in ["pages-1.img", "core-4294967295.img", "...", " ", "a:b", &"n".repeat(NAME_MAX)]
+        {
             assert_eq!(FileName::new(name).unwrap().as_str(), name);
         }
     }

@@ -45,19 +45,14 @@ pub(crate) struct Tree {
 impl Tree {
     pub(crate) fn parse(directory: &str, options: &[&str]) -> Option<Self> {
         let directory = directory.into();
-        let mut tree = Tree {
-            directory,
-            processes: 4,
-            megabytes: 300,
-            tcp: false,
-            undumpable: false,
-        };
+        let mut tree =
+            Tree { directory, processes: 4, megabytes: 300, tcp: true, undumpable: false };
         let mut options = options.iter();
         while let Some(option) = options.next() {
             match *option {
                 "--processes" => tree.processes = options.next()?.parse().ok()?,
                 "--megabytes" => tree.megabytes = options.next()?.parse().ok()?,
-                "--tcp" => tree.tcp = true,
+                "--no-tcp" => tree.tcp = false,
                 "--undumpable" => tree.undumpable = true,
                 _ => return None,
             }
@@ -87,10 +82,7 @@ impl Tree {
     fn command(&self, index: usize) -> Result<Command, Fault> {
         if index == 2 {
             let mut shell = Command::new("sh");
-            shell
-                .args(["-c", SHELL, "sh"])
-                .arg(&self.directory)
-                .arg((LINE - 1).to_string());
+            shell.args(["-c", SHELL, "sh"]).arg(&self.directory).arg((LINE - 1).to_string());
             return Ok(shell);
         }
         let role = match index {
@@ -100,13 +92,8 @@ impl Tree {
             _ => Role::Plain,
         };
         let mut member = Command::new(std::env::current_exe()?);
-        member
-            .arg("member")
-            .arg(&self.directory)
-            .arg(index.to_string());
-        member
-            .arg(self.megabytes_each().to_string())
-            .arg(role.name());
+        member.arg("member").arg(&self.directory).arg(index.to_string());
+        member.arg(self.megabytes_each().to_string()).arg(role.name());
         Ok(member)
     }
 }
@@ -133,10 +120,7 @@ impl Ring {
             // The first member is the one with threads.
             let pair_or_null = far_pair.take().map_or_else(Stdio::null, Stdio::from);
             let mut command = tree.command(index)?;
-            command
-                .stdin(last)
-                .stdout(member_output)
-                .stderr(pair_or_null);
+            command.stdin(last).stdout(member_output).stderr(pair_or_null);
             members.push(command.spawn()?);
             last = next;
         }
@@ -194,11 +178,7 @@ fn receive(place: &str, input: &mut impl BufRead, last: u64) -> Result<u64, Faul
 
 fn deleted_file(tree: &Tree) -> Result<File, Fault> {
     let path = tree.directory.join("deleted");
-    let file = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .create_new(true)
-        .open(&path)?;
+    let file = OpenOptions::new().read(true).write(true).create_new(true).open(&path)?;
     file.write_all_at(&deleted_content(0), 0)?;
     fs::remove_file(path)?;
     Ok(file)

@@ -17,10 +17,7 @@ pub(crate) struct Heap {
 
 impl Heap {
     pub(crate) fn new(megabytes: usize) -> Self {
-        let mut heap = Heap {
-            words: vec![0; megabytes << 20 >> 3],
-            turn: 0,
-        };
+        let mut heap = Heap { words: vec![0; megabytes << 20 >> 3], turn: 0 };
         for page in 0..heap.pages() {
             heap.write(page);
         }
@@ -33,11 +30,7 @@ impl Heap {
         let pages = self.pages();
         let turns = TURNS_A_PASS as usize;
         let written = (self.turn / TURNS_A_PASS).saturating_sub(1) * TURNS_A_PASS;
-        let written = if self.turn < TURNS_A_PASS {
-            0
-        } else {
-            written + part as u64 + 1
-        };
+        let written = if self.turn < TURNS_A_PASS { 0 } else { written + part as u64 + 1 };
         self.turn += 1;
         for page in pages * part / turns..pages * (part + 1) / turns {
             self.verify(page, written)?;
@@ -75,8 +68,6 @@ impl Heap {
 fn value(page: usize, index: usize, turn: u64) -> u64 {
     let page = (page as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15);
     let turn = turn.wrapping_mul(0xc2b2_ae3d_27d4_eb4f);
-    let mixed = (page ^ turn)
-        .wrapping_add(index as u64)
-        .wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let mixed = (page ^ turn).wrapping_add(index as u64).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     mixed ^ (mixed >> 29)
 }

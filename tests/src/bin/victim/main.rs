@@ -3,9 +3,9 @@
 //! `victim tree DIR` is a ring of processes (one of them a shell, one with
 //! several threads) around which sequence-numbered messages travel in pipes.
 //! With every message each process verifies and rewrites a part of its heap.
-//! The tree also holds a UNIX socket pair, a deleted open file and, if asked to,
-//! a listening TCP socket. Each process writes what it has seen into a status
-//! file in DIR, or what it found wrong, which must never happen: see [`status`].
+//! The tree also holds a UNIX socket pair, a deleted open file and a listening
+//! TCP socket. Each process writes what it has seen into a status file in DIR,
+//! or what it found wrong, which must never happen: see [`status`].
 //!
 //! `victim count FILE` only counts, for demonstrations.
 //!
@@ -24,13 +24,13 @@ use std::process::ExitCode;
 use nix::unistd;
 
 const USAGE: &str = "\
-Usage: victim tree DIR [--processes N] [--megabytes N] [--tcp] [--undumpable]
+Usage: victim tree DIR [--processes N] [--megabytes N] [--no-tcp] [--undumpable]
        victim count FILE
 
 tree   N processes (4 or more; 4 unless said) that hold N megabytes of changing
-       heap together (300 unless said). With --tcp one of them answers on the
-       loopback port named in DIR/port; with --undumpable the last one
-       holds a socket that CRIU refuses to dump.
+       heap together (300 unless said). One of them answers on the loopback
+       port named in DIR/port, unless --no-tcp; with --undumpable the last
+       one holds a socket that CRIU refuses to dump.
 count  write a number that rises ten times a second to FILE";
 
 /// What goes wrong in a process, as it appears in its status file.
@@ -70,10 +70,7 @@ fn leave_the_callers_session() -> Result<(), Fault> {
     if unistd::getsid(None)? != unistd::getpid() {
         unistd::setsid().map_err(|errno| format!("start it with setsid: {errno}"))?;
     }
-    let null = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .open("/dev/null")?;
+    let null = OpenOptions::new().read(true).write(true).open("/dev/null")?;
     unistd::dup2_stdin(&null)?;
     unistd::dup2_stdout(&null)?;
     unistd::dup2_stderr(&null)?;

@@ -41,14 +41,9 @@ impl Role {
     }
 
     fn from_name(name: &str) -> Option<Self> {
-        [
-            Role::Plain,
-            Role::Threads,
-            Role::ThreadsAndTcp,
-            Role::Undumpable,
-        ]
-        .into_iter()
-        .find(|role| role.name() == name)
+        [Role::Plain, Role::Threads, Role::ThreadsAndTcp, Role::Undumpable]
+            .into_iter()
+            .find(|role| role.name() == name)
     }
 }
 
@@ -145,13 +140,8 @@ pub(crate) fn in_sequence(place: &str, line: &str, last: u64) -> Result<u64, Fau
 }
 
 fn undumpable_socket() -> Result<OwnedFd, Fault> {
-    socket(
-        AddressFamily::Vsock,
-        SockType::Stream,
-        SockFlag::SOCK_CLOEXEC,
-        None,
-    )
-    .map_err(|errno| format!("a vsock socket: {errno}").into())
+    socket(AddressFamily::Vsock, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)
+        .map_err(|errno| format!("a vsock socket: {errno}").into())
 }
 
 /// Runs `work`, and reports what ends it.

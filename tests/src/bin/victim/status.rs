@@ -24,11 +24,7 @@ pub(crate) const LINE: usize = 160;
 impl Status {
     pub(crate) fn create(directory: &Path, name: &str) -> io::Result<Self> {
         let path = directory.join(format!("{name}.status"));
-        let file = OpenOptions::new()
-            .write(true)
-            .create(true)
-            .truncate(true)
-            .open(path)?;
+        let file = OpenOptions::new().write(true).create(true).truncate(true).open(path)?;
         Ok(Status { file })
     }
 

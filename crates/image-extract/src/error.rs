@@ -1,0 +1,46 @@
+//! Everything that can end an extraction early, in the words that the user reads.
+
+use cli::{InputError, Place, reason};
+use std::fmt;
+use std::io;
+use std::path::PathBuf;
+use wire_format::FileName;
+
+/// Why the image was not unpacked.
+#[derive(Debug)]
+pub(crate) enum Error {
+    /// The stream is not an image, or cannot be read.
+    Input(InputError),
+    /// A file or directory cannot be made or written.
+    Path(PathBuf, io::Error),
+    /// An external file cannot be written.
+    External(Place, io::Error),
+    /// An external file came again after its end; what was written cannot be taken back.
+    ExternalAgain(Place),
+    /// The image has no file of this name.
+    NoSuchFile(FileName),
+    /// The list cannot be printed.
+    Stdout(io::Error),
+    /// The system refuses something basic.
+    System(io::Error),
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Error::Input(error) => error.fmt(f),
+            Error::Path(path, error) => write!(f, "{}: {}", path.display(), reason(error)),
+            Error::External(place, error) => write!(f, "{place}: {}", reason(error)),
+            Error::ExternalAgain(place) => write!(f, "{place}: comes twice in the image"),
+            Error::NoSuchFile(name) => write!(f, "{name}: not in the image"),
+            Error::Stdout(error) => write!(f, "stdout: {}", reason(error)),
+            Error::System(error) => f.write_str(&reason(error)),
+        }
+    }
+}
+
+impl From<InputError> for Error {
+    fn from(error: InputError) -> Error {
+        Error::Input(error)
+    }
+}

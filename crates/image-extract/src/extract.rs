@@ -1,0 +1,146 @@
+//! Unpacking: files into the directory, external ones to their descriptors.
+
+use crate::directory::Directory;
+use crate::error::Error;
+use crate::walk::{Visitor, walk};
+use crate::{Args, NAME};
+use cli::{Counters, Descriptors, Failure, Place, Program, Progress, StreamInput};
+use pipe_io::Endpoint;
+use pipe_io::inherit::Direction;
+use std::collections::{HashMap, HashSet};
+use std::fs::OpenOptions;
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+use wire_format::FileName;
+
+/// Does what the command line asks for.
+pub(crate) fn run(directory: PathBuf, args: Args) -> Result<(), Failure<Error>> {
+    let mut descriptors = Descriptors::default();
+    let stdin = descriptors.take(&Place::Stdin, Direction::Input)?;
+    let mut progress = Progress::open(args.common.progress_fd.0, &mut descriptors)?;
+    let external = descriptors.take_external(args.external, Direction::Output)?;
+
+    let program = Program::new(NAME, args.common.verbose);
+    let counters = Arc::new(Counters::new(1));
+    let extract = || {
+        program.attend_signals(&counters).map_err(Error::System)?;
+        let mut extraction = Extraction {
+            directory: Directory::open(directory)?,
+            external: External::new(external),
+            wanted: Wanted::new(args.names),
+            open: HashMap::new(),
+            nowhere: nowhere().map_err(Error::System)?,
+        };
+        walk(StreamInput::new(Place::Stdin, stdin), &counters, &mut extraction)?;
+        extraction.finish()?;
+        progress.finished(&counters);
+        Ok(())
+    };
+    extract().map_err(Failure::Failed)
+}
+
+/// Takes what nobody wants.
+pub(crate) fn nowhere() -> io::Result<Endpoint> {
+    let null = OpenOptions::new().write(true).open("/dev/null")?;
+    Endpoint::new(null.into()).map_err(io::Error::other)
+}
+
+/// An extraction that goes on.
+struct Extraction {
+    directory: Directory,
+    external: External,
+    wanted: Wanted,
+    /// The files in the directory that are not complete.
+    open: HashMap<FileName, Endpoint>,
+    nowhere: Endpoint,
+}
+
+/// Which files go into the directory.
+struct Wanted {
+    /// All, unless there are some here.
+    names: HashSet<FileName>,
+    /// Those of them that have not come yet.
+    missing: HashSet<FileName>,
+}
+
+/// The files that go to descriptors.
+struct External {
+    places: HashMap<FileName, Place>,
+    /// Those that are not complete.
+    open: HashMap<FileName, Endpoint>,
+}
+
+impl Extraction {
+    fn finish(self) -> Result<(), Error> {
+        if let Some(name) =
+            self.wanted.missing.into_iter().chain(self.external.open.into_keys()).min()
+        {
+            return Err(Error::NoSuchFile(name));
+        }
+        self.directory.publish()
+    }
+}
+
+impl Wanted {
+    fn new(names: Vec<FileName>) -> Wanted {
+        let names: HashSet<_> = names.into_iter().collect();
+        Wanted { missing: names.clone(), names }
+    }
+
+    fn contains(&self, name: &FileName) -> bool {
+        self.names.is_empty() || self.names.contains(name)
+    }
+}
+
+impl External {
+    fn new(files: Vec<(FileName, Place, Endpoint)>) -> External {
+        let (mut places, mut open) = (HashMap::new(), HashMap::new());
+        for (name, place, endpoint) in files {
+            places.insert(name.clone(), place);
+            open.insert(name, endpoint);
+        }
+        External { places, open }
+    }
+}
+
+impl Visitor for Extraction {
+    fn file(&mut self, name: &FileName) -> Result<(), Error> {
+        if let Some(place) = self.external.places.get(name) {
+            return match self.external.open.contains_key(name) {
+                true => Ok(()),
+                false => Err(Error::ExternalAgain(place.clone())),
+            };
+        }
+        if self.wanted.contains(name) && !self.open.contains_key(name) {
+            self.wanted.missing.remove(name);
+            let file = self.directory.create(name)?;
+            let file = Endpoint::new(file)
+                .map_err(|error| self.directory.failed(name, io::Error::other(error)))?;
+            self.open.insert(name.clone(), file);
+        }
+        Ok(())
+    }
+
+    fn sink(&mut self, name: &FileName) -> Result<&Endpoint, Error> {
+        let external = self.external.open.get(name);
+        Ok(external.or_else(|| self.open.get(name)).unwrap_or(&self.nowhere))
+    }
+
+    fn took(&mut self, _: &FileName, _: u64) {}
+
+    fn failed(&self, name: &FileName, error: io::Error) -> Error {
+        match self.external.places.get(name) {
+            Some(place) => Error::External(place.clone(), error),
+            None => self.directory.failed(name, error),
+        }
+    }
+
+    fn end(&mut self, name: &FileName) -> Result<(), Error> {
+        let file = self.external.open.remove(name).or_else(|| self.open.remove(name));
+        match file.map(Endpoint::close) {
+            Some(Err(error)) => Err(self.failed(name, error)),
+            _ => Ok(()),
+        }
+    }
+}

@@ -1,0 +1,77 @@
+//! Everything that can end serving early, in the words that the user reads.
+
+use crate::remap::RemapError;
+use cli::{InputError, Place, reason};
+use criu_protocol::{ListenError, ProtocolError};
+use std::fmt;
+use std::io;
+use wire_format::FileName;
+
+/// Why the image was not served.
+#[derive(Debug)]
+pub(crate) enum Error {
+    /// CRIU cannot be listened for.
+    Listen(ListenError),
+    /// The stream is not an image, or cannot be read.
+    Input(InputError),
+    /// An external file cannot be written.
+    External(Place, io::Error),
+    /// An external file came again after its end; what was written cannot be taken back.
+    ExternalAgain(Place),
+    /// The image has no such external file.
+    NoSuchFile(Place),
+    /// The image cannot be held: no memory.
+    Hold(FileName, io::Error),
+    /// Ports cannot be moved.
+    Remap(RemapError),
+    /// What CRIU said makes no sense.
+    Protocol(ProtocolError),
+    /// CRIU has sent what is no pipe, for this file.
+    NotAPipe(FileName),
+    /// A file cannot be sent to CRIU.
+    Send(FileName, io::Error),
+    /// CRIU wants a file that it was given already, and that is too large to be kept.
+    Gone(FileName),
+    /// CRIU has gone without having read the image.
+    NotRestored,
+    /// The system refuses something basic.
+    System(io::Error),
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Error::Listen(error) => error.fmt(f),
+            Error::Input(error) => error.fmt(f),
+            Error::External(place, error) => write!(f, "{place}: {}", reason(error)),
+            Error::ExternalAgain(place) => write!(f, "{place}: comes twice in the image"),
+            Error::NoSuchFile(place) => write!(f, "{place}: not in the image"),
+            Error::Hold(name, error) => write!(f, "{name}: cannot be held: {}", reason(error)),
+            Error::Remap(error) => error.fmt(f),
+            Error::Protocol(error) => write!(f, "CRIU: {error}"),
+            Error::NotAPipe(name) => write!(f, "CRIU: {name}: came without a pipe"),
+            Error::Send(name, error) => write!(f, "CRIU: {name}: {}", reason(error)),
+            Error::Gone(name) => write!(
+                f,
+                "CRIU: {name}: asked for again, but only small files are kept \
+                 (all are if stdin is a regular file)"
+            ),
+            Error::NotRestored => {
+                f.write_str("CRIU: hung up without asking for inventory.img: nothing was restored")
+            }
+            Error::System(error) => f.write_str(&reason(error)),
+        }
+    }
+}
+
+impl From<InputError> for Error {
+    fn from(error: InputError) -> Error {
+        Error::Input(error)
+    }
+}
+
+impl From<ProtocolError> for Error {
+    fn from(error: ProtocolError) -> Error {
+        Error::Protocol(error)
+    }
+}

@@ -1,0 +1,102 @@
+//! One file on its way to CRIU.
+
+use crate::error::Error;
+use crate::store::{Piece, Pieces};
+use pipe_io::{Endpoint, Kind, splice};
+use std::io::{self, ErrorKind};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use wire_format::FileName;
+
+/// A file that is being sent.
+#[derive(Debug)]
+pub(crate) struct Outflow {
+    name: FileName,
+    pieces: Pieces,
+    /// How much of the first piece was sent.
+    sent: usize,
+    pipe: Endpoint,
+}
+
+/// How many pieces, or parts of them, one file may send before the others have their turn: a
+/// reader that keeps up would keep us from answering anybody else.
+const TURNS: usize = 16;
+
+impl Outflow {
+    /// Sends a file through the pipe that CRIU has sent for it. The pipe is ours alone, as CRIU
+    /// closes its own descriptor of this end.
+    pub(crate) fn new(name: FileName, pieces: Pieces, pipe: OwnedFd) -> Result<Outflow, Error> {
+        match Endpoint::new(pipe) {
+            Ok(pipe) if pipe.kind() == Kind::Pipe && pipe.set_nonblocking().is_ok() => {
+                if pieces.iter().any(|piece| !matches!(piece, Piece::Kept(_))) {
+                    pipe.grow();
+                }
+                Ok(Outflow { name, pieces, sent: 0, pipe })
+            }
+            _ => Err(Error::NotAPipe(name)),
+        }
+    }
+
+    /// Sends what there is room for; `true` when all is sent, or nobody wants the rest.
+    pub(crate) fn pour(&mut self, image: &Endpoint) -> Result<bool, Error> {
+        let mut turns = TURNS;
+        while let Some(piece) = self.pieces.front() {
+            if turns == 0 {
+                return Ok(false);
+            }
+            turns -= 1;
+            if self.sent as u64 >= length(piece) {
+                self.pieces.pop_front();
+                self.sent = 0;
+                continue;
+            }
+            match send(piece, self.sent, &self.pipe, image) {
+                Ok(0) => return Err(self.failed(ErrorKind::UnexpectedEof.into())),
+                Ok(moved) => self.sent += moved,
+                Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(false),
+                // CRIU has read what it wanted.
+                Err(error) if error.kind() == ErrorKind::BrokenPipe => return Ok(true),
+                Err(error) => return Err(self.failed(error)),
+            }
+        }
+        Ok(true)
+    }
+
+    fn failed(&self, error: io::Error) -> Error {
+        Error::Send(self.name.clone(), error)
+    }
+}
+
+impl AsFd for Outflow {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.pipe.as_fd()
+    }
+}
+
+fn length(piece: &Piece) -> u64 {
+    match piece {
+        Piece::Pipe(_, bytes) => *bytes,
+        Piece::Region(region) => region.bytes().len() as u64,
+        Piece::Kept(bytes) => bytes.len() as u64,
+        Piece::Range(_, length) => *length,
+    }
+}
+
+/// Sends some of what is left of a piece, without waiting.
+fn send(piece: &Piece, sent: usize, pipe: &Endpoint, image: &Endpoint) -> io::Result<usize> {
+    match piece {
+        Piece::Pipe(store, bytes) => {
+            let left = bytes.saturating_sub(sent as u64);
+            splice::splice_now(store, pipe, usize::try_from(left).unwrap_or(usize::MAX))
+        }
+        // The memory is not changed any more, only given back: its pages live on in the pipe.
+        Piece::Region(region) => {
+            splice::vmsplice_now(pipe, region.bytes().get(sent..).unwrap_or_default())
+        }
+        Piece::Kept(bytes) => pipe.write_now(bytes.get(sent..).unwrap_or_default()),
+        Piece::Range(offset, length) => {
+            let left = length.saturating_sub(sent as u64);
+            let left = usize::try_from(left).unwrap_or(usize::MAX);
+            splice::splice_file_now(image, offset + sent as u64, pipe, left)
+        }
+    }
+}

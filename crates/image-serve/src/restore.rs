@@ -1,0 +1,165 @@
+//! The restore: CRIU asks for files, and all that it has open are filled at once.
+
+use crate::error::Error;
+use crate::outflow::Outflow;
+use crate::store::{Found, Pieces, Store};
+use criu_protocol::{Connection, Event, INVENTORY, Listener, ProtocolError};
+use pipe_io::Endpoint;
+use pipe_io::poll::{self, PollFd, PollFlags};
+use std::os::fd::AsFd;
+use wire_format::FileName;
+
+/// A restore that goes on.
+pub(crate) struct Restore<'a> {
+    pub(crate) store: Store,
+    /// What the image is read from, where it stays there.
+    pub(crate) image: &'a Endpoint,
+    pub(crate) listener: &'a Listener,
+    /// How many connections are still to come.
+    pub(crate) awaited: usize,
+    pub(crate) clients: Vec<Client>,
+    pub(crate) outflows: Vec<Outflow>,
+    /// Whether the file was asked for that every restore begins with.
+    pub(crate) begun: bool,
+    /// The first file that was asked for and is gone.
+    pub(crate) gone: Option<FileName>,
+}
+
+/// A connection.
+pub(crate) struct Client {
+    connection: Connection,
+    /// The file whose pipe is due.
+    promised: Option<(FileName, Pieces)>,
+}
+
+/// What there is to do.
+struct Ready {
+    connection: bool,
+    /// One for each client.
+    clients: Vec<bool>,
+    /// One for each outflow.
+    outflows: Vec<bool>,
+}
+
+impl Restore<'_> {
+    /// Serves until the last connection has gone.
+    pub(crate) fn run(mut self) -> Result<(), Error> {
+        while self.awaited > 0 || !self.clients.is_empty() || !self.outflows.is_empty() {
+            let ready = self.wait()?;
+            // The order keeps the indices of `ready` valid.
+            self.pour(&ready.outflows)?;
+            self.hear(&ready.clients)?;
+            if ready.connection {
+                self.accept()?;
+            }
+        }
+        match self.gone {
+            Some(name) => Err(Error::Gone(name)),
+            None if !self.begun => Err(Error::NotRestored),
+            None => Ok(()),
+        }
+    }
+
+    fn wait(&self) -> Result<Ready, Error> {
+        let mut fds = Vec::new();
+        let outflows = self.outflows.iter().map(|it| PollFd::new(it.as_fd(), PollFlags::POLLOUT));
+        fds.extend(outflows);
+        let clients = self.clients.iter();
+        fds.extend(clients.map(|it| PollFd::new(it.connection.as_fd(), PollFlags::POLLIN)));
+        if self.awaited > 0 {
+            fds.push(PollFd::new(self.listener.as_fd(), PollFlags::POLLIN));
+        }
+        poll::wait(&mut fds).map_err(Error::System)?;
+
+        let mut ready = fds.iter().map(|fd| fd.revents().is_some_and(|events| !events.is_empty()));
+        Ok(Ready {
+            outflows: ready.by_ref().take(self.outflows.len()).collect(),
+            clients: ready.by_ref().take(self.clients.len()).collect(),
+            connection: ready.next().unwrap_or(false),
+        })
+    }
+
+    fn accept(&mut self) -> Result<(), Error> {
+        let connection = self.listener.accept().map_err(ProtocolError::Io)?;
+        self.clients.push(Client { connection, promised: None });
+        self.awaited -= 1;
+        if self.awaited == 0 {
+            self.listener.refuse_more();
+        }
+        Ok(())
+    }
+
+    /// Fills the pipes that have room. Those that are done are closed.
+    fn pour(&mut self, ready: &[bool]) -> Result<(), Error> {
+        let mut index = 0;
+        let mut result = Ok(());
+        let image = self.image;
+        self.outflows.retain_mut(|outflow| {
+            let is_ready = ready.get(index).copied().unwrap_or(false);
+            index += 1;
+            if !is_ready || result.is_err() {
+                return true;
+            }
+            match outflow.pour(image) {
+                Ok(done) => !done,
+                Err(error) => {
+                    result = Err(error);
+                    false
+                }
+            }
+        });
+        result
+    }
+
+    /// Answers the clients that have said something. Those that have hung up are dropped.
+    fn hear(&mut self, ready: &[bool]) -> Result<(), Error> {
+        let mut here = Vec::new();
+        let clients = std::mem::take(&mut self.clients);
+        for (index, mut client) in clients.into_iter().enumerate() {
+            let is_ready = ready.get(index).copied().unwrap_or(false);
+            if !is_ready || self.answer(&mut client)? {
+                here.push(client);
+            }
+        }
+        self.clients = here;
+        Ok(())
+    }
+
+    /// Answers all that a client has said; `false` if it has hung up.
+    fn answer(&mut self, client: &mut Client) -> Result<bool, Error> {
+        while let Some(event) = client.connection.next_event()? {
+            match event {
+                Event::HangUp => return Ok(false),
+                Event::Pipe(pipe) => {
+                    let Some((name, pieces)) = client.promised.take() else { continue };
+                    let mut outflow = Outflow::new(name, pieces, pipe)?;
+                    // Most files are small, and gone with this.
+                    if !outflow.pour(self.image)? {
+                        self.outflows.push(outflow);
+                    }
+                }
+                Event::Request(name) => {
+                    // A name that no file can have is one that does not exist.
+                    client.promised = name.ok().and_then(|name| {
+                        let pieces = self.hand_out(&name)?;
+                        Some((name, pieces))
+                    });
+                    client.connection.reply(client.promised.is_some())?;
+                }
+            }
+        }
+        Ok(true)
+    }
+
+    fn hand_out(&mut self, name: &FileName) -> Option<Pieces> {
+        self.begun |= name.as_str() == INVENTORY;
+        match self.store.hand_out(name) {
+            Found::File(pieces) => Some(pieces),
+            Found::None => None,
+            Found::Gone => {
+                self.gone.get_or_insert_with(|| name.clone());
+                None
+            }
+        }
+    }
+}

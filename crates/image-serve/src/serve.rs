@@ -1,0 +1,57 @@
+//! From the stream to the restored process.
+
+use crate::error::Error;
+use crate::load::{self, Loaded};
+use crate::remap::{FILES, RemapError, remap};
+use crate::restore::Restore;
+use crate::store::Pipes;
+use crate::{Args, NAME};
+use cli::{Cleanup, Counters, Descriptors, Failure, Place, Program, Progress, StreamInput};
+use criu_protocol::{Direction, Listener};
+use pipe_io::inherit;
+use std::sync::Arc;
+
+/// Does what the command line asks for.
+pub(crate) fn run(args: Args) -> Result<(), Failure<Error>> {
+    let mut descriptors = Descriptors::default();
+    let stdin = descriptors.take(&Place::Stdin, inherit::Direction::Input)?;
+    let mut progress = Progress::open(args.common.progress_fd.0, &mut descriptors)?;
+    let external = descriptors.take_external(args.external, inherit::Direction::Output)?;
+
+    let program = Program::new(NAME, args.common.verbose);
+    let counters = Arc::new(Counters::new(1));
+    let serve = || {
+        program.attend_signals(&counters).map_err(Error::System)?;
+        // Early, so that a directory that cannot be used shows before the image is read.
+        let listener = Listener::bind(&args.images_dir, Direction::Serve).map_err(Error::Listen)?;
+        let _socket = Cleanup::new(listener.path());
+        let external = external
+            .into_iter()
+            .map(|(name, place, endpoint)| (name, (place, Some(endpoint))))
+            .collect();
+        let input = StreamInput::new(Place::Stdin, stdin);
+        let moves = args.tcp_listen_remap;
+        let keep = (!moves.is_empty()).then_some(FILES);
+        let pipes = Pipes::new(args.store);
+        let Loaded { mut store, input } = load::load(input, external, pipes, keep, &counters)?;
+        if !moves.is_empty() {
+            let moved = store.change(FILES, |files| remap(files, &moves));
+            moved.unwrap_or(Err(RemapError::NoFiles)).map_err(Error::Remap)?;
+        }
+        program.note(store.census());
+        progress.finished(&counters);
+        progress.socket_init();
+        let restore = Restore {
+            store,
+            image: input.endpoint(),
+            listener: &listener,
+            awaited: args.clients.get(),
+            clients: Vec::new(),
+            outflows: Vec::new(),
+            begun: false,
+            gone: None,
+        };
+        restore.run()
+    };
+    serve().map_err(Failure::Failed)
+}
