@@ -208,10 +208,7 @@ impl Drop for RealCriu<'_> {
     }
 }
 
-fn shards(
-    directory: &Path,
-    open: impl Fn(&Path) -> io::Result<File>,
-) -> io::Result<Vec<OwnedFd>> {
+fn shards(directory: &Path, open: impl Fn(&Path) -> io::Result<File>) -> io::Result<Vec<OwnedFd>> {
     let path = |index: usize| directory.join(format!("{index}.shard"));
     (0..SHARDS).map(|index| Ok(open(&path(index))?.into())).collect()
 }

@@ -160,4 +160,3 @@ fn round(start: Instant, image: &Image, processes: Vec<ProcessCost>) -> Round {
         processes,
     }
 }
-

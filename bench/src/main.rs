@@ -46,7 +46,7 @@ Usage: bench              measure, print tables, write results.json
                           performance.md, both in DIR (docs unless said)
 
 Environment:
-  BENCH_MB=N        MiB of memory to dump and to restore (1024)
+  BENCH_MB=N        MiB of memory to dump and to restore (2048)
   BENCH_ROUNDS=N    rounds of each case (5)
   BENCH_ONLY=A,B    only cases whose names contain one of these
   BENCH_TUNED=0|1   leave fs.pipe-max-size alone | measure with 4 MiB only; by

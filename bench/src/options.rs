@@ -18,10 +18,10 @@ pub(crate) struct Options {
 }
 
 impl Options {
-    /// 1 GiB takes a tenth of a second at the kernel's speed, and image-serve about a second:
+    /// 2 GiB take a tenth of a second at the speed of the kernel, and image-serve about a second:
     /// with less, starting and ending the filters shows; with more, the run takes longer than
     /// five minutes.
-    const MEGABYTES: usize = 1024;
+    const MEGABYTES: usize = 2048;
     /// The median of five shrugs off two rounds in which the machine did something else.
     const ROUNDS: usize = 5;
     const CRIU_MEGABYTES: usize = 3072;
