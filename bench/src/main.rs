@@ -62,6 +62,10 @@ fn main() -> ExitCode {
     let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
     let outcome = match words.as_slice() {
         [] => measure::run(),
+        ["help" | "-h" | "--help"] => {
+            println!("{USAGE}");
+            Ok(ExitCode::SUCCESS)
+        }
         ["list"] => {
             cases::CASES.iter().for_each(|case| println!("{:18} {}", case.name, case.title));
             Ok(ExitCode::SUCCESS)

@@ -40,7 +40,9 @@ impl Options {
             },
             criu_megabytes: number("BENCH_CRIU_MB", Options::CRIU_MEGABYTES)?,
             peer: env::var_os("PEER").filter(|path| !path.is_empty()).map(PathBuf::from),
-            criu: env::var_os("CRIU").map_or_else(|| "criu".into(), PathBuf::from),
+            criu: env::var_os("CRIU")
+                .filter(|path| !path.is_empty())
+                .map_or_else(|| "criu".into(), PathBuf::from),
         })
     }
 

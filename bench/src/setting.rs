@@ -31,24 +31,27 @@ pub(crate) fn to_measure(tuned: Option<bool>) -> io::Result<Vec<usize>> {
 
 /// A value that holds until this is dropped, or the program ends in any other way.
 #[derive(Debug)]
-pub(crate) struct Held(Undo);
+pub(crate) struct Held(Option<Undo>);
 
 /// Sets the value.
 pub(crate) fn hold(bytes: usize) -> io::Result<Held> {
+    if pipe_max_size()? == bytes {
+        return Ok(Held(None));
+    }
     let before = fs::read_to_string(PATH)?;
     let undo = || Undo::Restore(PathBuf::from(PATH), before.clone());
     cleanup::later(undo());
-    if pipe_max_size()? != bytes {
-        fs::write(PATH, bytes.to_string()).map_err(|error| {
-            io::Error::new(error.kind(), format!("{PATH} can't be set to {bytes}: {error}"))
-        })?;
-    }
-    Ok(Held(undo()))
+    fs::write(PATH, bytes.to_string()).map_err(|error| {
+        io::Error::new(error.kind(), format!("{PATH} can't be set to {bytes}: {error}"))
+    })?;
+    Ok(Held(Some(undo())))
 }
 
 impl Drop for Held {
     fn drop(&mut self) {
-        cleanup::now(&self.0);
+        if let Some(undo) = &self.0 {
+            cleanup::now(undo);
+        }
     }
 }
 
