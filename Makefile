@@ -6,7 +6,7 @@ target := $(or $(CARGO_TARGET_DIR),target)/release
 # Options are in the environment: see `target/release/bench help`. Only root can use a real CRIU.
 bench:
 	$(CARGO) build --release --workspace
-	CRIU=$$([ "$$(id -u)" -ne 0 ] || contrib/get-criu || :) $(target)/bench
+	CRIU="$${CRIU:-$$([ "$$(id -u)" -ne 0 ] || contrib/get-criu || :)}" $(target)/bench
 
 bench-plot:
 	$(CARGO) run --release --package bench -- plot
