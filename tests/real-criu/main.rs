@@ -7,8 +7,10 @@
 mod bench;
 mod criu;
 mod pipeline;
+mod stamper;
 mod victim;
 
 mod directory;
 mod failures;
+mod safety;
 mod streams;

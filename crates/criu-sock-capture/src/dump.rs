@@ -68,10 +68,16 @@ impl Dump {
     }
 
     /// Takes no more files. What CRIU sends from now on fails in CRIU, and so does its dump; what
-    /// it has sent already is found here.
+    /// it has sent already is found here. CRIU must still be there.
     pub(crate) fn end(&mut self) -> Result<(), Error> {
+        let mut news = self.news();
+        if self.hung_up {
+            return Err(Error::DidNotWait);
+        }
         self.connection.refuse_more()?;
-        let news = self.news();
+        if matches!(news, Ok(None)) {
+            news = self.news();
+        }
         match (self.announced.take(), news) {
             (Some(name), _) | (None, Ok(Some(News::File(name, _)))) => Err(Error::LateFile(name)),
             (None, Err(error)) => Err(error),
@@ -131,6 +137,13 @@ mod tests {
         let (mut criu, mut dump) = dump();
         criu.write_all(b"\x08\0\0").unwrap();
         assert!(dump.end().is_err());
+    }
+
+    #[test]
+    fn a_criu_that_has_gone_is_found() {
+        let (criu, mut dump) = dump();
+        drop(criu);
+        assert!(matches!(dump.end(), Err(Error::DidNotWait)));
     }
 
     #[test]
