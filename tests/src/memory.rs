@@ -20,7 +20,8 @@ pub struct Held {
     /// Resident memory.
     pub resident: usize,
     /// Pages in its pipes, counted by occupied slots: a page of which two slots
-    /// hold a part counts twice, so this is never less than the truth.
+    /// hold a part counts twice. A slot that came from a socket may hold more
+    /// than a page; then its bytes count.
     pub in_pipes: usize,
 }
 
@@ -28,7 +29,7 @@ impl Held {
     /// By the process `pid` now. Its descriptors up to `above` are not looked
     /// at: what is in them is somebody else's.
     pub fn by(pid: Pid, above: i32) -> Held {
-        Held { resident: status(pid, "VmRSS"), in_pipes: PAGE * slots(pid, above) }
+        Held { resident: status(pid, "VmRSS"), in_pipes: in_pipes(pid, above) }
     }
 
     /// All of it.
@@ -49,10 +50,10 @@ fn status(pid: Pid, key: &str) -> usize {
     line.and_then(|line| line.trim().strip_suffix(" kB")?.trim().parse().ok()).unwrap_or(0) * 1024
 }
 
-fn slots(pid: Pid, above: i32) -> usize {
+fn in_pipes(pid: Pid, above: i32) -> usize {
     let entries = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
     let mut seen = BTreeSet::new();
-    let mut slots = 0;
+    let mut bytes = 0;
     for entry in entries {
         let number: i32 = entry.file_name().to_str().expect("a number").parse().expect("a number");
         let target = fs::read_link(entry.path()).unwrap_or_default();
@@ -61,13 +62,13 @@ fn slots(pid: Pid, above: i32) -> usize {
             let mut open = OpenOptions::new();
             let open = open.read(true).custom_flags(OFlag::O_NONBLOCK.bits());
             // What has gone meanwhile holds nothing.
-            slots += open.open(entry.path()).map_or(0, |pipe| occupied(&pipe));
+            bytes += open.open(entry.path()).map_or(0, |pipe| occupied(&pipe));
         }
     }
-    slots
+    bytes
 }
 
-/// The slots of a pipe that hold something. They are duplicated into a pipe of
+/// What a pipe holds. Its slots are duplicated into a pipe of
 /// the same size, in which then so many pages less have room.
 fn occupied(held: &File) -> usize {
     if !held.metadata().is_ok_and(|metadata| metadata.file_type().is_fifo()) {
@@ -77,9 +78,9 @@ fn occupied(held: &File) -> usize {
     let (_read_end, write_end) = pipe(Some(capacity)).expect("a pipe to count slots with");
     assert_eq!(self::capacity(&write_end), capacity, "no pipe of that size to count slots with");
     let all = tee(held, &write_end, usize::MAX >> 1, SpliceFFlags::SPLICE_F_NONBLOCK);
-    if all.is_err() {
+    let Ok(bytes) = all else {
         return 0; // It is empty.
-    }
+    };
     fcntl(&write_end, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).expect("a pipe of ours");
     let mut probe = File::from(write_end);
     let mut room = 0;
@@ -87,7 +88,9 @@ fn occupied(held: &File) -> usize {
         // Whole pages are never merged with what is there.
         match probe.write(&[0; PAGE]) {
             Ok(_) => room += 1,
-            Err(error) if error.kind() == ErrorKind::WouldBlock => return capacity / PAGE - room,
+            Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                return bytes.max(capacity - room * PAGE);
+            }
             Err(error) => panic!("counting slots: {error}"),
         }
     }
