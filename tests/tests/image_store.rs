@@ -504,7 +504,8 @@ fn with_few_page_slots_the_rest_is_held_in_memory() {
     println!("as nobody: {said}");
     let [pipes, memory] = numbers(&said);
     assert_eq!(pipes + memory, LENGTH + 777, "{said}");
-    assert!(pipes > limit / 2 && pipes <= limit, "{said}");
+    // Some slots are left for CRIU's own pipes.
+    assert!(pipes > limit / 2 && pipes + 7 * MIB <= limit, "{said}");
 
     // The same user, and pipes only.
     let dir = for_nobody();

@@ -113,10 +113,9 @@ impl Pipes {
         if self.descriptors == 0 {
             return Err(NoPipe::Descriptors);
         }
-        let unseen = (self.held / UNSEEN_PART).saturating_sub(self.filling).clamp(FIRST, MOST);
         let Pipe { read, write } = Pipe::new().map_err(NoPipe::System)?;
-        // A power of two, as it would be rounded up to.
-        let capacity = pipe::grow(&write, 1 << unseen.ilog2()).map_err(NoPipe::System)? as u64;
+        let wanted = wanted(self.held, self.filling) as usize;
+        let capacity = pipe::grow(&write, wanted).map_err(NoPipe::System)? as u64;
         if capacity < LEAST {
             return Err(NoPipe::Slots);
         }
@@ -146,6 +145,13 @@ impl Pipes {
             self.detour = self.detour.saturating_sub(bytes);
         }
     }
+}
+
+/// The capacity that the next pipe should have, in bytes, where so much is held and pipes of so
+/// much are being filled. A power of two, as it would be rounded up to.
+fn wanted(held: u64, filling: u64) -> u64 {
+    let unseen = (held / UNSEEN_PART).saturating_sub(filling).clamp(FIRST, MOST);
+    1 << unseen.ilog2()
 }
 
 /// Some pipes that exist while the image is loaded, and go when CRIU may be started.
@@ -179,5 +185,25 @@ impl std::fmt::Display for NoPipe {
             ),
             NoPipe::System(error) => f.write_str(&cli::reason(error)),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_cannot_be_seen_is_little_of_what_is_held() {
+        let mut held = 0;
+        let mut pipes = 0;
+        while held < 10 << 30 {
+            for filling in [0, FIRST, 100 << 20] {
+                let unseen = wanted(held, filling);
+                assert!(unseen == FIRST || (unseen + filling) * UNSEEN_PART <= held, "{held}");
+            }
+            held += wanted(held, 0);
+            pipes += 1;
+        }
+        assert!(pipes < 400, "{pipes} pipes for 10 GiB");
     }
 }
