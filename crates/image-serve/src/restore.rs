@@ -6,6 +6,7 @@ use crate::store::{Found, Pieces, Store};
 use criu_protocol::{Connection, Event, INVENTORY, Listener, ProtocolError};
 use pipe_io::Endpoint;
 use pipe_io::poll::{self, PollFd, PollFlags};
+use std::io;
 use std::os::fd::AsFd;
 use wire_format::FileName;
 
@@ -157,11 +158,23 @@ impl Restore<'_> {
     /// Sees to it that CRIU can send one more pipe: what cannot be received is lost.
     fn spare_a_descriptor(&mut self) -> Result<(), Error> {
         while self.listener.as_fd().try_clone_to_owned().is_err() {
-            if !self.store.give_up_a_pipe().map_err(Error::System)? {
+            if !self.give_up_a_pipe().map_err(Error::System)? {
                 break;
             }
         }
         Ok(())
+    }
+
+    fn give_up_a_pipe(&mut self) -> io::Result<bool> {
+        if self.store.give_up_a_pipe()? {
+            return Ok(true);
+        }
+        for outflow in &mut self.outflows {
+            if outflow.give_up_a_pipe()? {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     fn hand_out(&mut self, name: &FileName) -> Option<Pieces> {

@@ -53,6 +53,16 @@ pub(crate) struct Store {
     files: HashMap<FileName, Option<Pieces>>,
 }
 
+/// Empties one pipe of these pieces into memory, for its descriptor; `false` if there is none.
+pub(crate) fn give_up_a_pipe<'a>(
+    mut pieces: impl Iterator<Item = &'a mut Piece>,
+) -> io::Result<bool> {
+    match pieces.find(|piece| matches!(piece, Piece::Pipe(..))) {
+        Some(piece) => piece.move_to_memory().map(|()| true),
+        None => Ok(false),
+    }
+}
+
 /// The answer to a request.
 #[derive(Debug)]
 pub(crate) enum Found {
@@ -77,7 +87,7 @@ impl Piece {
     /// Reads a pipe's bytes into anonymous memory. All of them are there, so it never waits.
     fn move_to_memory(&mut self) -> io::Result<()> {
         let Piece::Pipe(pipe, bytes) = self else { return Ok(()) };
-        let mut left = usize::try_from(*bytes).unwrap_or(usize::MAX);
+        let mut left = usize::try_from(*bytes).map_err(io::Error::other)?;
         let mut region = Region::small_pages(left)?;
         while left > 0 {
             let room = region.unfilled();
@@ -134,11 +144,7 @@ impl Store {
 
     /// Empties one pipe into memory, for its descriptor; `false` if there is none.
     pub(crate) fn give_up_a_pipe(&mut self) -> io::Result<bool> {
-        let mut pieces = self.files.values_mut().flatten().flatten();
-        match pieces.find(|piece| matches!(piece, Piece::Pipe(..))) {
-            Some(piece) => piece.move_to_memory().map(|()| true),
-            None => Ok(false),
-        }
+        give_up_a_pipe(self.files.values_mut().flatten().flatten())
     }
 
     /// How many bytes rest in pipes, in anonymous memory, in ordinary memory, and in the regular
