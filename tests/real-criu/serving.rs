@@ -56,12 +56,12 @@ fn a_tree_goes_on_from_a_file_as_stdin() {
 
 #[test]
 fn a_tree_goes_on_through_pv() {
-    goes_on_by(
-        "a_tree_goes_on_through_pv",
-        &[],
-        "command -v pv >/dev/null || pv() { cat; }
-        pv -q < image | image-serve -v -D restore -p 3 3>restore.progress",
-    );
+    let name = "a_tree_goes_on_through_pv";
+    if Command::new("pv").arg("--version").output().is_err() {
+        skip::<()>(name, "no pv here");
+        return;
+    }
+    goes_on_by(name, &[], "pv -q < image | image-serve -v -D restore -p 3 3>restore.progress");
 }
 
 #[test]
