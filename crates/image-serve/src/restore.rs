@@ -20,7 +20,7 @@ pub(crate) struct Restore<'a> {
     pub(crate) awaited: usize,
     pub(crate) clients: Vec<Client>,
     pub(crate) outflows: Vec<Outflow>,
-    /// Whether the file was asked for that every restore begins with.
+    /// Whether the file was handed out that every restore begins with.
     pub(crate) begun: bool,
     /// What went wrong first: one connection's misfortune does not end the others.
     pub(crate) failed: Option<Error>,
@@ -83,6 +83,7 @@ impl Restore<'_> {
     fn accept(&mut self) -> Result<(), Error> {
         self.spare_a_descriptor()?;
         let connection = self.listener.accept().map_err(ProtocolError::Io)?;
+        let Some(connection) = connection else { return Ok(()) };
         self.clients.push(Client { connection, promised: None });
         self.awaited -= 1;
         if self.awaited == 0 {
@@ -178,9 +179,11 @@ impl Restore<'_> {
     }
 
     fn hand_out(&mut self, name: &FileName) -> Option<Pieces> {
-        self.begun |= name.as_str() == INVENTORY;
         match self.store.hand_out(name) {
-            Found::File(pieces) => Some(pieces),
+            Found::File(pieces) => {
+                self.begun |= name.as_str() == INVENTORY;
+                Some(pieces)
+            }
             Found::None => None,
             Found::Gone => {
                 self.failed.get_or_insert_with(|| Error::Gone(name.clone()));
