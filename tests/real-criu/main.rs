@@ -13,4 +13,5 @@ mod victim;
 mod directory;
 mod failures;
 mod safety;
+mod serving;
 mod streams;
