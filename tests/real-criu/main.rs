@@ -12,6 +12,7 @@ mod victim;
 
 mod directory;
 mod failures;
+mod migration;
 mod safety;
 mod serving;
 mod streams;
