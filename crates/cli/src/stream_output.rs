@@ -65,24 +65,33 @@ impl StreamOutput {
 
     /// Moves the data that was announced, all of it.
     pub fn payload(&mut self, from: &Endpoint, length: u32) -> Result<(), SourceError> {
-        self.flush().map_err(SourceError::Output)?;
-        let mut left = u64::from(length);
+        let mut left = length;
         while left > 0 {
-            match self.mover.some(from, self.writer.get_ref(), left) {
-                Ok(0) => return Err(SourceError::Source(u64::from(length) - left, None)),
-                Ok(moved) => {
-                    left -= moved as u64;
-                    self.count(left);
-                }
-                Err(MoveError::Input(error)) => {
-                    return Err(SourceError::Source(u64::from(length) - left, Some(error)));
-                }
-                Err(MoveError::Output(error)) => {
-                    return Err(SourceError::Output(OutputError(error)));
-                }
-            }
+            left -= self.some_payload(from, length, left)?;
         }
         Ok(())
+    }
+
+    /// Moves some of the last `left` bytes of announced data, and returns how many.
+    pub fn some_payload(
+        &mut self,
+        from: &Endpoint,
+        length: u32,
+        left: u32,
+    ) -> Result<u32, SourceError> {
+        self.flush().map_err(SourceError::Output)?;
+        let before = u64::from(length - left);
+        match self.mover.some(from, self.writer.get_ref(), left.into()) {
+            Ok(0) => Err(SourceError::Source(before, None)),
+            Ok(moved) => {
+                // Not more than `left`.
+                let moved = moved as u32;
+                self.count((left - moved).into());
+                Ok(moved)
+            }
+            Err(MoveError::Input(error)) => Err(SourceError::Source(before, Some(error))),
+            Err(MoveError::Output(error)) => Err(SourceError::Output(OutputError(error))),
+        }
     }
 
     /// Ends a file.

@@ -93,6 +93,12 @@ impl Scratch {
 }
 
 impl MoveError {
+    /// What the system has said, whichever side it was.
+    pub fn into_inner(self) -> io::Error {
+        let (MoveError::Input(error) | MoveError::Output(error)) = self;
+        error
+    }
+
     /// Whether the descriptors are such that the kernel cannot splice them.
     fn is_unsupported(&self) -> bool {
         let (MoveError::Input(error) | MoveError::Output(error)) = self;
