@@ -84,31 +84,27 @@ impl Outputs {
         command.map(Error::Command).or(relayed).unwrap_or(error)
     }
 
-    /// Completes all shards, and only then gives the files their names.
-    pub(crate) fn complete(mut self, shards: Vec<Shard>) -> Result<(), Error> {
+    /// Closes a shard that has all that it gets.
+    pub(crate) fn close(&mut self, shard: Shard) -> Result<(), Error> {
+        let (index, place) = (shard.index(), shard.place);
+        if let Some(commands) = &mut self.commands {
+            commands.closing(index, &shard.endpoint);
+        } else if self.relayed.get(index) == Some(&false) {
+            self.counters.end(index);
+        }
+        shard.endpoint.close().map_err(|error| Error::Shard(place, error))
+    }
+
+    /// Waits until all shards, which were closed, are complete, and only then gives the files
+    /// their names.
+    pub(crate) fn complete(mut self) -> Result<(), Error> {
         let start = Instant::now();
-        self.close_all(shards)?;
         self.await_relays(start)?;
         if let Some(mut commands) = self.commands.take() {
-            let ended = |index| end(&self.counters, index, start);
-            commands.wait(ended)?;
+            commands.wait(|index| end(&self.counters, index, start))?;
         }
         for (place, file) in self.files {
             file.publish().map_err(|error| Error::Shard(place, error))?;
-        }
-        Ok(())
-    }
-
-    /// All at once: the end of one shard must not wait for another.
-    fn close_all(&mut self, shards: Vec<Shard>) -> Result<(), Error> {
-        for (index, shard) in shards.into_iter().enumerate() {
-            let Shard { place, endpoint, .. } = shard;
-            if let Some(commands) = &mut self.commands {
-                commands.closing(index, &endpoint);
-            } else if self.relayed.get(index) == Some(&false) {
-                self.counters.end(index);
-            }
-            endpoint.close().map_err(|error| Error::Shard(place, error))?;
         }
         Ok(())
     }

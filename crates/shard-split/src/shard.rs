@@ -57,6 +57,11 @@ impl Shard {
         })
     }
 
+    /// Its place among the shards, counted from 0.
+    pub(crate) fn index(&self) -> usize {
+        self.index
+    }
+
     /// Tells the shard what it is; its first marker will say so.
     pub(crate) fn identify(&mut self, image_id: ImageId, place: ShardPlace) {
         self.identity = Some((image_id, place));

@@ -47,8 +47,8 @@ pub(crate) fn run(args: Args) -> Result<(), Failure<Error>> {
         let (mut outputs, shards) = Outputs::new(ends, commands, &counters)?;
         let split =
             Split { input, shards, pending: vec![first], next_seq: 0, density: PAGE as u64 };
-        let shards = split.run(image_id, &mut outputs)?;
-        outputs.complete(shards)?;
+        split.run(image_id, &mut outputs)?;
+        outputs.complete()?;
         progress.finished(&counters);
         Ok(())
     };
@@ -88,18 +88,15 @@ impl Split {
     /// about how they came.
     const SMALL_PIPE: u64 = 8;
 
-    /// Writes the whole image, and returns the shards, of which each has all that it gets.
-    ///
-    /// After an error the shards are closed here, and `outputs` has been asked for its reason.
-    fn run(mut self, image_id: ImageId, outputs: &mut Outputs) -> Result<Vec<Shard>, Error> {
+    /// Writes the whole image, and closes the shards. After an error `outputs` has been asked for
+    /// its reason before they are closed.
+    fn run(mut self, image_id: ImageId, outputs: &mut Outputs) -> Result<(), Error> {
         let count = self.shards.len() as u32;
         for (index, shard) in (0..).zip(&mut self.shards) {
             shard.identify(image_id, ShardPlace { index, count });
         }
-        match self.write_image().and_then(|()| self.settle()) {
-            Ok(()) => Ok(self.shards),
-            Err(error) => Err(outputs.explain(error)),
-        }
+        let written = self.write_image().and_then(|()| self.settle(outputs));
+        written.map_err(|error| outputs.explain(error))
     }
 
     fn write_image(&mut self) -> Result<(), Error> {
@@ -306,18 +303,24 @@ impl Split {
         Ok(())
     }
 
-    /// Waits until the shards have all that was promised to them.
-    fn settle(&mut self) -> Result<(), Error> {
-        while self.shards.iter().any(Shard::is_in_debt) {
+    /// Closes the shards, each as soon as it has all that was promised to it: whoever merges them
+    /// may have to see the end of one before it reads more of another.
+    fn settle(&mut self, outputs: &mut Outputs) -> Result<(), Error> {
+        loop {
+            self.pay_debts()?;
             let now = Instant::now();
-            for shard in &mut self.shards {
-                shard.note_room(!shard.is_in_debt(), now);
+            let (owed, paid): (Vec<_>, Vec<_>) =
+                self.shards.drain(..).partition(Shard::is_in_debt);
+            self.shards = owed;
+            self.shards.iter_mut().for_each(|shard| shard.note_room(false, now));
+            for mut shard in paid {
+                shard.note_room(true, now);
+                outputs.close(shard)?;
+            }
+            if self.shards.is_empty() {
+                return Ok(());
             }
             self.wait_for_shards(PollFlags::empty())?;
-            self.pay_debts()?;
         }
-        let now = Instant::now();
-        self.shards.iter_mut().for_each(|shard| shard.note_room(true, now));
-        Ok(())
     }
 }
