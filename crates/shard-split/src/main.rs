@@ -1,12 +1,17 @@
 //! `shard-split` spreads one image stream over several outputs, by what each can take.
 
+mod debt;
 mod error;
 mod ledger;
+mod outputs;
+mod room;
 mod shard;
 mod split;
 
 use clap::Parser;
 use cli::{CommonArgs, Fd};
+use std::num::NonZeroU16;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 const NAME: &str = "shard-split";
@@ -17,20 +22,26 @@ const NAME: &str = "shard-split";
     name = NAME,
     version,
     about,
-    after_help = "Example:\n  criu-sock-capture -D d | shard-split -s 10,11 \
-                  10> >(zstd > 0.zst) 11> >(zstd > 1.zst)\n\nSee shard-split(1)."
+    after_help = "Examples:\n  criu-sock-capture -D d | shard-split a.img b.img\n  \
+                  criu-sock-capture -D d | shard-split -n 4 --filter 'zstd > $SHARD.zst'\n\n\
+                  See shard-split(1)."
 )]
 struct Args {
-    /// Write the shards to these descriptors
-    #[arg(
-        short,
-        long,
-        value_name = "FD",
-        value_delimiter = ',',
-        default_value = "1",
-        hide_default_value = true
-    )]
+    /// Write shards to these descriptors; to stdout if no shard is named
+    #[arg(short, long, value_name = "FD", value_delimiter = ',')]
     shard_fds: Vec<Fd>,
+
+    /// Write shards to these files, complete or not at all; or to FIFOs, devices, UNIX sockets
+    #[arg(value_name = "OUTPUT")]
+    outputs: Vec<PathBuf>,
+
+    /// Run so many commands; as many as there are CPUs if this is not given
+    #[arg(short = 'n', long, value_name = "N", requires = "filter")]
+    shards: Option<NonZeroU16>,
+
+    /// Write each shard to a shell command; SHARD, SHARDS and IMAGE_ID are in its environment
+    #[arg(long, value_name = "COMMAND", conflicts_with_all = ["shard_fds", "outputs"])]
+    filter: Option<String>,
 
     #[command(flatten)]
     common: CommonArgs,
