@@ -84,8 +84,7 @@ fn any_image_goes_from_shard_to_shard_through_pipes_of_any_size() {
             let mut random = Random::new(seed);
             let (stream, files) = random_stream(&mut random);
             let any = |random: &mut Random| 4096 << random.below(6);
-            let capacities: Vec<_> =
-                (0..1 + random.below(16)).map(|_| any(&mut random)).collect();
+            let capacities: Vec<_> = (0..1 + random.below(16)).map(|_| any(&mut random)).collect();
             let joined = join(&stream, &capacities, any(&mut random));
             assert!(read_stream(&joined).expect("a whole stream") == files, "other files");
         });

@@ -309,8 +309,7 @@ impl Split {
         loop {
             self.pay_debts()?;
             let now = Instant::now();
-            let (owed, paid): (Vec<_>, Vec<_>) =
-                self.shards.drain(..).partition(Shard::is_in_debt);
+            let (owed, paid): (Vec<_>, Vec<_>) = self.shards.drain(..).partition(Shard::is_in_debt);
             self.shards = owed;
             self.shards.iter_mut().for_each(|shard| shard.note_room(false, now));
             for mut shard in paid {
