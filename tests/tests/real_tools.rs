@@ -20,7 +20,9 @@ fn image() -> Vec<u8> {
 
 fn runs(program: &Path) -> bool {
     let mut command = Command::new(program);
-    let command = command.arg("--help").stdout(Stdio::null()).stderr(Stdio::null());
+    // `aws --help` wants a pager.
+    let option = if program.ends_with("aws") { "--version" } else { "--help" };
+    let command = command.arg(option).stdout(Stdio::null()).stderr(Stdio::null());
     command.status().is_ok_and(|status| status.success())
 }
 
