@@ -30,7 +30,8 @@ pub enum UsageError {
 }
 
 impl Descriptors {
-    /// Takes over a descriptor for this part.
+    /// Takes over a descriptor for this part. A pipe that image data goes through becomes as
+    /// large as it may be.
     pub fn take(&mut self, place: &Place, direction: Direction) -> Result<Endpoint, UsageError> {
         let number = match place {
             Place::Stdin => 0,
@@ -41,8 +42,12 @@ impl Descriptors {
             }
         };
         self.claim(number, place)?;
-        Endpoint::inherit(number, direction)
-            .map_err(|refusal| UsageError::Refused(place.clone(), refusal))
+        let endpoint = Endpoint::inherit(number, direction)
+            .map_err(|refusal| UsageError::Refused(place.clone(), refusal))?;
+        if !matches!(place, Place::Progress { .. }) {
+            endpoint.grow();
+        }
+        Ok(endpoint)
     }
 
     /// Takes over the descriptors of the shards, in their order on the command line.

@@ -185,3 +185,107 @@ impl fmt::Display for ProtocolError {
 }
 
 impl std::error::Error for ProtocolError {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use nix::sys::socket::{ControlMessage, sendmsg};
+    use pipe_io::pipe::Pipe;
+    use std::io::{IoSlice, Read, Write};
+
+    /// A request for `a.img`, as CRIU sends it.
+    const REQUEST: &[u8] = b"\x07\0\0\0\x0a\x05a.img";
+
+    fn connected(direction: Direction) -> (UnixStream, Connection) {
+        let (criu, ours) = UnixStream::pair().unwrap();
+        (criu, Connection::new(ours, direction))
+    }
+
+    fn send_pipe(criu: &UnixStream) {
+        let pipe = Pipe::new().unwrap();
+        let fds = [pipe.read.as_raw_fd()];
+        let control = [ControlMessage::ScmRights(&fds)];
+        let byte = [IoSlice::new(b"x")];
+        sendmsg::<()>(criu.as_raw_fd(), &byte, &control, MsgFlags::empty(), None).unwrap();
+    }
+
+    fn is_request(event: Option<Event>) -> bool {
+        matches!(event, Some(Event::Request(Ok(name))) if name.as_str() == "a.img")
+    }
+
+    #[test]
+    fn requests_that_come_at_once_keep_their_pipes() {
+        let (mut criu, mut connection) = connected(Direction::Capture);
+        for _ in 0..3 {
+            criu.write_all(REQUEST).unwrap();
+            send_pipe(&criu);
+        }
+        drop(criu);
+        for _ in 0..3 {
+            assert!(is_request(connection.next_event().unwrap()));
+            assert!(matches!(connection.next_event().unwrap(), Some(Event::Pipe(_))));
+        }
+        assert!(matches!(connection.next_event().unwrap(), Some(Event::HangUp)));
+    }
+
+    #[test]
+    fn a_request_may_come_byte_by_byte() {
+        let (mut criu, mut connection) = connected(Direction::Capture);
+        for byte in REQUEST {
+            assert!(connection.next_event().unwrap().is_none());
+            criu.write_all(&[*byte]).unwrap();
+        }
+        assert!(is_request(connection.next_event().unwrap()));
+    }
+
+    #[test]
+    fn a_pipe_follows_on_a_restore_only_if_the_file_exists() {
+        let (mut criu, mut connection) = connected(Direction::Serve);
+        for exists in [false, true] {
+            criu.write_all(REQUEST).unwrap();
+            assert!(is_request(connection.next_event().unwrap()));
+            connection.reply(exists).unwrap();
+            let mut reply = [0; 6];
+            criu.read_exact(&mut reply).unwrap();
+            assert_eq!(reply, [2, 0, 0, 0, 8, u8::from(exists)]);
+        }
+        send_pipe(&criu);
+        assert!(matches!(connection.next_event().unwrap(), Some(Event::Pipe(_))));
+    }
+
+    #[test]
+    fn what_makes_no_sense_is_refused() {
+        let cases: [(&[u8], &str); 4] = [
+            (b"\xff\xff\xff\xff", "a request of 4294967295 bytes"),
+            (b"\x02\0\0\0\xff\xff", "a request that cannot be decoded"),
+            (b"\x07\0\0\0\x0a\x05a.imgx", "a request without its pipe"),
+            (b"\x07\0\0\0\x0a\x05a.i", "hung up within a request"),
+        ];
+        for (bytes, expected) in cases {
+            let (mut criu, mut connection) = connected(Direction::Capture);
+            criu.write_all(bytes).unwrap();
+            drop(criu);
+            let error = loop {
+                match connection.next_event() {
+                    Ok(Some(Event::HangUp) | None) => panic!("{expected}: was not refused"),
+                    Ok(Some(_)) => {}
+                    Err(error) => break error,
+                }
+            };
+            assert_eq!(error.to_string(), expected);
+        }
+    }
+
+    #[test]
+    fn every_cut_of_a_request_is_seen() {
+        for cut in 1..=REQUEST.len() {
+            let (mut criu, mut connection) = connected(Direction::Capture);
+            criu.write_all(&REQUEST[..cut]).unwrap();
+            drop(criu);
+            if cut == REQUEST.len() {
+                assert!(is_request(connection.next_event().unwrap()));
+            }
+            assert!(matches!(connection.next_event(), Err(ProtocolError::Truncated)), "at {cut}");
+        }
+    }
+}

@@ -15,6 +15,8 @@ use std::net::Shutdown;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::Duration;
 
 /// What CRIU is doing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -63,10 +65,9 @@ impl Listener {
         let path = directory.join(direction.socket_name());
         let unopened = |error| ListenError::Directory(directory.to_owned(), error);
         let folder = File::open(directory).map_err(unopened)?;
-        // Two programs that start at once must not both replace what a third has left.
-        let folder = Flock::lock(folder, FlockArg::LockExclusive)
-            .map_err(|(_, error)| unopened(error.into()))?;
         let address = Address::new(&folder, &path);
+        // Two programs that start at once must not both replace what a third has left.
+        let _lock = lock(&folder);
         if path.symlink_metadata().is_ok() {
             if address.is_listened_on() {
                 return Err(ListenError::Taken(path));
@@ -118,6 +119,23 @@ fn is_allowed(stream: &UnixStream) -> io::Result<bool> {
         let _ = stream.shutdown(Shutdown::Both);
     }
     Ok(allowed)
+}
+
+/// Locks a directory for a moment. A user may have locked it for longer, around all of a dump:
+/// then nobody else is there to be kept out, and we go on without.
+fn lock(folder: &File) -> Option<Flock<File>> {
+    const TRIES: usize = 50;
+    const PAUSE: Duration = Duration::from_millis(10);
+
+    let mut folder = folder.try_clone().ok()?;
+    for _ in 0..TRIES {
+        match Flock::lock(folder, FlockArg::LockExclusiveNonblock) {
+            Ok(lock) => return Some(lock),
+            Err((back, _)) => folder = back,
+        }
+        thread::sleep(PAUSE);
+    }
+    None
 }
 
 /// Removes a socket that nobody listens on; anything else in its place is left alone.

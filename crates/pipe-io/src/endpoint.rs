@@ -34,12 +34,10 @@ pub struct Endpoint {
 }
 
 impl Endpoint {
-    /// Takes over a descriptor that the program was started with, and grows it if it is a pipe.
-    /// Each number must be taken at most once.
+    /// Takes over a descriptor that the program was started with. Each number must be taken at
+    /// most once.
     pub fn inherit(number: RawFd, direction: Direction) -> Result<Endpoint, Refusal> {
-        let endpoint = Endpoint::new(inherit::take(number, direction)?)?;
-        endpoint.grow();
-        Ok(endpoint)
+        Endpoint::new(inherit::take(number, direction)?)
     }
 
     /// Sees what kind of endpoint the descriptor is.
