@@ -105,10 +105,10 @@ fn shards_go_to_s3_and_come_back() {
         let filter = filter.env("AWS_DEFAULT_REGION", "us-east-1").env("NO_PROXY", "127.0.0.1");
         filter.env("AWS_ENDPOINT_URL", &server.address).env("AWS", &aws)
     };
-    let bucket = "test $SHARD = 0 && $AWS s3 mb s3://b >&2; until $AWS s3 ls s3://b > /dev/null 2>&1; \
+    let bucket = "test $SHARD = 0 && $AWS s3 mb s3://images >&2; until $AWS s3 ls s3://images > /dev/null 2>&1; \
                   do sleep 0.2; done; ";
-    let up = "zstd -q -1 | $AWS s3 cp - \"s3://b/img-$SHARD.zst\"";
-    let down = "$AWS s3 cp \"s3://b/img-$SHARD.zst\" - | zstd -q -d";
+    let up = "zstd -q -1 | $AWS s3 cp - \"s3://images/img-$SHARD.zst\"";
+    let down = "$AWS s3 cp \"s3://images/img-$SHARD.zst\" - | zstd -q -d";
     goes_through(&format!("{bucket}{up}"), down, with);
 }
 
