@@ -173,7 +173,8 @@ fn a_shard_throttled_to_a_tenth_gets_about_a_fortieth() {
     let millis = start.elapsed().as_millis();
     assert!(millis < 1000, "128 MiB at 372 MiB/s took {millis} ms");
     let blocked = blocked_millis(&finished);
-    assert_eq!(blocked.iter().max(), Some(&blocked[2]), "{blocked:?}");
+    // With a source that is faster than all of them, all keep it waiting.
+    assert!(blocked.iter().all(|time| time * 3 <= blocked[2] * 4), "{blocked:?}");
 }
 
 #[test]
