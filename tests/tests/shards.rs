@@ -134,9 +134,11 @@ fn a_stalled_shard_does_not_stop_the_others() {
         taps[1].open.store(true, Ordering::Relaxed);
         let (finished, shards) = split.finish();
         assert!(read_shards(&shards).is_ok_and(|read| read == read_stream(&stream).unwrap()));
-        let blocked = blocked_millis(&finished);
-        assert!(blocked[1] >= 100 || kind != "unix", "{blocked:?}");
-        assert!(blocked.iter().all(|time| *time <= blocked[1]) || kind == "tcp", "{blocked:?}");
+        if kind == "unix" {
+            let blocked = blocked_millis(&finished);
+            let others = [blocked[0], blocked[2], blocked[3]];
+            assert!(others.iter().all(|time| time + 50 <= blocked[1]), "{blocked:?}");
+        }
     }
 }
 
