@@ -134,9 +134,11 @@ fn a_stalled_shard_does_not_stop_the_others() {
         taps[1].open.store(true, Ordering::Relaxed);
         let (finished, shards) = split.finish();
         assert!(read_shards(&shards).is_ok_and(|read| read == read_stream(&stream).unwrap()));
-        let blocked = blocked_millis(&finished);
-        assert!(blocked[1] >= 100 || kind != "unix", "{blocked:?}");
-        assert_eq!(blocked.iter().max(), Some(&blocked[1]), "{kind}: {blocked:?}");
+        if kind == "unix" {
+            let blocked = blocked_millis(&finished);
+            let others = [blocked[0], blocked[2], blocked[3]];
+            assert!(others.iter().all(|time| time + 50 <= blocked[1]), "{blocked:?}");
+        }
     }
 }
 
@@ -173,13 +175,14 @@ fn a_shard_throttled_to_a_tenth_gets_about_a_fortieth() {
     let millis = start.elapsed().as_millis();
     assert!(millis < 1000, "128 MiB at 372 MiB/s took {millis} ms");
     let blocked = blocked_millis(&finished);
-    assert_eq!(blocked.iter().max(), Some(&blocked[2]), "{blocked:?}");
+    // With a source that is faster than all of them, all keep it waiting.
+    assert!(blocked.iter().all(|time| time * 3 <= blocked[2] * 4), "{blocked:?}");
 }
 
 #[test]
 fn equal_readers_get_equal_shares() {
-    let stream = image(64 * MIB);
-    let taps = [(); 4].map(|()| Tap::new(true, Some(100 * MIB as u64)));
+    let stream = image(48 * MIB);
+    let taps = [(); 4].map(|()| Tap::new(true, Some(25 * MIB as u64)));
     let (_, shards) = Split::start("pipe", stream, &taps).finish();
     let sizes: Vec<_> = shards.iter().map(Vec::len).collect();
     let (least, most) = (sizes.iter().min().unwrap(), sizes.iter().max().unwrap());
@@ -246,7 +249,10 @@ fn a_shard_that_dies_while_the_dump_pauses_is_named() {
         drop(from);
         if kind == "unix" {
             // That a peer has gone shows only when something is sent to it.
-            drop(feed.write_all(&stream[stream.len() / 2..]));
+            let _ = feed.write_all(&stream[stream.len() / 2..]);
+            drop(feed);
+            running.finish().refused_with_a_place("both readers die");
+            continue;
         }
         running.finish().refused_with_a_place("both readers die");
     }

@@ -12,7 +12,7 @@ use pipe_io::Endpoint;
 use pipe_io::inherit::Direction;
 use pipe_io::pipe::{self, Pipe};
 use pipe_io::poll::{self, PollFd, PollFlags};
-use pipe_io::process::ExitWatch;
+use pipe_io::process::{self, ExitWatch};
 use std::fmt;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -232,6 +232,7 @@ impl Running {
 fn shell(index: usize, count: usize, command: &str, image_id: Option<ImageId>) -> Command {
     let mut shell = Command::new("/bin/sh");
     shell.arg("-c").arg(command).process_group(0);
+    process::unblock_signals(&mut shell);
     shell.env("SHARD", index.to_string()).env("SHARDS", count.to_string());
     if let Some(image_id) = image_id {
         shell.env("IMAGE_ID", image_id.to_string());

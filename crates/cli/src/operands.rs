@@ -1,6 +1,7 @@
 //! Shards that are named by a path: files, FIFOs, devices and UNIX sockets.
 
 use crate::{Cleanup, OpenError, Place, ShardEnd, UsageError, new_image_id};
+use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use pipe_io::Endpoint;
 use std::ffi::OsString;
@@ -110,7 +111,7 @@ fn target(path: &Path) -> io::Result<Target> {
         Ok(metadata) if metadata.file_type().is_socket() => Ok(Target::Socket),
         // What a symbolic link leads to is replaced, and not the link.
         Ok(metadata) if metadata.is_file() => Ok(Target::File(path.canonicalize()?)),
-        Ok(metadata) if metadata.is_dir() => Err(ErrorKind::IsADirectory.into()),
+        Ok(metadata) if metadata.is_dir() => Err(Errno::EISDIR.into()),
         Ok(_) => Ok(Target::Special(path.canonicalize()?)),
         Err(error) if error.kind() == ErrorKind::NotFound => {
             let name = path.file_name().ok_or(ErrorKind::InvalidInput)?;

@@ -10,7 +10,7 @@
 //! - [`Mover`]: moving bytes from any endpoint to any other;
 //! - [`relay`]: writing what cannot be written without waiting, through a pipe;
 //! - [`poll`](mod@poll): waiting;
-//! - [`process`]: waiting for programs that we have started;
+//! - [`process`]: starting programs, and waiting for them;
 //! - [`socket`]: receiving descriptors from a peer;
 //! - [`inherit`]: the descriptors and signal dispositions that a program is started with.
 //!

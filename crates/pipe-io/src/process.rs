@@ -1,7 +1,10 @@
-//! Waiting for programs that we have started.
+//! Starting programs, and waiting for them.
 
+use nix::sys::signal::SigSet;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::unix::process::CommandExt;
+use std::process::Command;
 
 /// A descriptor that [`crate::poll`] finds readable when the process has ended. It names this
 /// process for ever, as a number does not.
@@ -27,11 +30,32 @@ impl AsFd for ExitWatch {
     }
 }
 
+/// Lets all signals reach the program that will be started: it would inherit what we block, and
+/// outlive its SIGTERM.
+pub fn unblock_signals(command: &mut Command) {
+    let unblock = || SigSet::empty().thread_set_mask().map_err(io::Error::from);
+    // SAFETY: between fork and exec it makes one system call, with memory of its own stack.
+    unsafe { command.pre_exec(unblock) };
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::poll;
-    use std::process::{Command, Stdio};
+    use nix::sys::signal::Signal;
+    use std::process::Stdio;
+
+    #[test]
+    fn a_program_does_not_inherit_what_we_block() {
+        let mut blocked = SigSet::empty();
+        blocked.add(Signal::SIGTERM);
+        blocked.thread_block().unwrap();
+        let mut grep = Command::new("grep");
+        grep.args(["-q", "^SigBlk:.0*$", "/proc/self/status"]);
+        assert!(!grep.status().unwrap().success());
+        unblock_signals(&mut grep);
+        assert!(grep.status().unwrap().success());
+    }
 
     #[test]
     fn a_process_that_ends_is_seen() {

@@ -205,7 +205,8 @@ mod tests {
 
     #[test]
     fn what_is_wrong_is_named() {
-        let cases: [(&[(u8, u32, u32)], &str); 12] = [
+        type Shards<'a> = &'a [(u8, u32, u32)];
+        let cases: [(Shards<'_>, &str); 12] = [
             (
                 &[(1, 0, 3), (2, 1, 3), (1, 2, 3)],
                 "shard 1 (fd 11): belongs to another image than the other shards",
