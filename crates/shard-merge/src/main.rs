@@ -16,18 +16,24 @@ const NAME: &str = "shard-merge";
     name = NAME,
     version,
     about,
-    after_help = "Example:\n  shard-merge -s 10,11 10< <(zstd -d < 0.zst) 11< <(zstd -d < 1.zst) | \
-                  image-serve -D d\n\nSee shard-merge(1)."
+    override_usage = "shard-merge [OPTION]... > IMAGE",
+    next_help_heading = "Shards",
+    after_help = "Example:\n  shard-merge -s 10,11 10< <(zstd -dc 0.zst) 11< <(zstd -dc 1.zst) |\n      \
+                  image-serve -D d\n\nManual: shard-merge(1), criu-stream-utils(7)"
 )]
 struct Args {
-    /// Read the shards from these descriptors, in any order
+    /// Read the shards from these descriptors
+    ///
+    /// All of them, in any order; instead of from stdin alone. Takes a list
+    /// with commas, and may be repeated.
     #[arg(
         short,
         long,
         value_name = "FD",
         value_delimiter = ',',
         default_value = "0",
-        hide_default_value = true
+        hide_default_value = true,
+        verbatim_doc_comment
     )]
     shard_fds: Vec<Fd>,
 

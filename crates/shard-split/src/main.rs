@@ -17,18 +17,25 @@ const NAME: &str = "shard-split";
     name = NAME,
     version,
     about,
-    after_help = "Example:\n  criu-sock-capture -D d | shard-split -s 10,11 \
-                  10> >(zstd > 0.zst) 11> >(zstd > 1.zst)\n\nSee shard-split(1)."
+    override_usage = "shard-split [OPTION]... < IMAGE",
+    next_help_heading = "Shards",
+    after_help = "Example:\n  criu-sock-capture -D d |\n      \
+                  shard-split -s 10,11 10> >(zstd > 0.zst) 11> >(zstd > 1.zst)\n\n\
+                  Manual: shard-split(1), criu-stream-utils(7)"
 )]
 struct Args {
     /// Write the shards to these descriptors
+    ///
+    /// Instead of to stdout alone. Takes a list with commas, and may be
+    /// repeated.
     #[arg(
         short,
         long,
         value_name = "FD",
         value_delimiter = ',',
         default_value = "1",
-        hide_default_value = true
+        hide_default_value = true,
+        verbatim_doc_comment
     )]
     shard_fds: Vec<Fd>,
 
