@@ -29,10 +29,14 @@ pages := $(wildcard man/*.1 man/*.5 man/*.7)
 documents := $(wildcard README.md CHANGELOG.md LICENSE docs/performance.md contrib/sysctl.d/*.conf)
 binaries := $(filters) $(notdir $(commands))
 
-.PHONY: all bench bench-plot demo check check-packages install install-strip uninstall dist deb rpm clean
+.PHONY: all completions bench bench-plot demo check check-packages install install-strip uninstall dist deb rpm clean
 
 all:
 	$(CARGO) build --release --locked $(filters:%=--package %)
+	@$(MAKE) --no-print-directory completions
+
+# Of the programs, as they are built.
+completions:
 	contrib/completions $(completions) $(filters:%=$(target)/%) $(commands)
 
 demo: all

@@ -6,6 +6,7 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use tests::pipeline::Filter;
 
@@ -17,6 +18,10 @@ const SCREEN: (usize, usize) = (50, 80);
 
 /// Of the short form.
 const SHORT: usize = 30;
+
+/// The commands that are scripts, as far as they are here.
+const SCRIPTS: [&str; 4] =
+    ["criu-image-streamer", "criu-checkpoint", "criu-restore", "criu-migrate"];
 
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
@@ -35,8 +40,21 @@ fn help(name: &str, option: &str) -> String {
 
 /// The options of a help text: `-D --images-dir DIR`.
 fn options_of_help(name: &str) -> BTreeSet<String> {
-    let text = help(name, "--help");
-    let options = text.lines().map(str::trim).filter(|line| line.starts_with('-'));
+    options_of_text(&help(name, "--help"))
+}
+
+/// The same of a script in contrib.
+fn options_of_script(name: &str) -> BTreeSet<String> {
+    let script = root().join("contrib").join(name);
+    let told = Command::new(script).arg("--help").output().expect("start the script");
+    assert!(told.status.success(), "{name} --help: {}", told.status);
+    options_of_text(&String::from_utf8(told.stdout).expect("UTF-8"))
+}
+
+fn options_of_text(help: &str) -> BTreeSet<String> {
+    let options = help.lines().map(str::trim).filter(|line| line.starts_with('-'));
+    // What an option does may stand behind it, after two spaces.
+    let options = options.map(|line| line.split("  ").next().unwrap_or(line));
     options.map(|line| line.replace(',', "").replace(['<', '>'], "").replace("...", "")).collect()
 }
 
@@ -67,6 +85,9 @@ fn option_of_tag(tag: &str) -> Option<String> {
 fn help_and_man_page_have_the_same_options() {
     for name in FILTERS {
         assert_eq!(options_of_help(name), options_of_page(name), "{name}: --help, and the page");
+    }
+    for name in SCRIPTS.into_iter().filter(|name| root().join("contrib").join(name).exists()) {
+        assert_eq!(options_of_script(name), options_of_page(name), "{name}: --help, and the page");
     }
 }
 
