@@ -83,17 +83,20 @@ impl Listener {
         &self.path
     }
 
-    /// Takes a connection, waiting for it. Those of other users are turned away, as long as they
+    /// Takes a connection, if there is one. Those of other users are turned away, as long as they
     /// are not root.
-    pub fn accept(&self) -> io::Result<Connection> {
+    pub fn accept(&self) -> io::Result<Option<Connection>> {
         loop {
-            let (stream, _) = match self.socket.accept() {
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-                Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => continue,
-                accepted => accepted?,
+            let stream = match self.socket.accept() {
+                Ok((stream, _)) => stream,
+                Err(error) => match error.kind() {
+                    io::ErrorKind::WouldBlock => return Ok(None),
+                    io::ErrorKind::Interrupted | io::ErrorKind::ConnectionAborted => continue,
+                    _ => return Err(error),
+                },
             };
             if is_allowed(&stream)? {
-                return Ok(Connection::new(stream, self.direction));
+                return Ok(Some(Connection::new(stream, self.direction)));
             }
         }
     }
@@ -179,7 +182,9 @@ impl Address {
         let before = umask(Mode::from_bits_truncate(0o177));
         let bound = UnixListener::bind(&self.0);
         umask(before);
-        bound
+        let socket = bound?;
+        socket.set_nonblocking(true)?;
+        Ok(socket)
     }
 }
 
