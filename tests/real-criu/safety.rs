@@ -376,3 +376,47 @@ fn what_is_not_whole_is_not_restored() {
     restore(&bench, "criu-restore < image");
     stamper.must_run();
 }
+
+/// What criu-checkpoint(1) describes under BY HAND.
+#[test]
+fn the_parts_do_the_same_by_hand() {
+    let Some(bench) = Bench::set_up("by_hand") else {
+        return;
+    };
+    let mut stamper = Stamper::start(&bench, 16);
+    let images = bench.directory("dump");
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../contrib/criu-post-dump");
+    let script = script.to_str().expect("a path in UTF-8");
+    for (case, end) in [("fails", "exit 1"), ("dies", "kill -9 $shell"), ("succeeds", "exit 0")] {
+        let pipeline = format!(
+            "rm -f dump.progress
+            ( flock 9; shell=$BASHPID
+              {{ criu-sock-capture --end-at-inventory -D dump -p 3 3>dump.progress |
+                  {{ cat >image; sleep 0.3; {end}; }}; }} 9>&-
+              echo $? >&9 ) 9>dump/pipeline"
+        );
+        let mut pipeline = Pipeline::start(&bench, "dump", &pipeline);
+        pipeline.wait_for_progress("dump.progress", "socket-init");
+        let options = ["--action-script", script];
+        let mut dump = bench.criu.dump(Image::Stream, &images, stamper.pid(), &options);
+        assert_eq!(dump.succeeds(), case == "succeeds", "{case}: {}", dump.last_words());
+        match case {
+            "succeeds" => stamper.must_be_gone(),
+            _ => stamper.must_run(),
+        }
+    }
+}
+
+#[test]
+fn without_a_pipeline_the_action_script_lets_the_process_run_on() {
+    let Some(bench) = Bench::set_up("without_a_pipeline") else {
+        return;
+    };
+    let stamper = Stamper::start(&bench, 4);
+    let images = bench.directory("dump");
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../contrib/criu-post-dump");
+    let script = script.to_str().expect("a path in UTF-8");
+    let options = ["--action-script", script];
+    assert!(!bench.criu.dump(Image::Files, &images, stamper.pid(), &options).succeeds());
+    stamper.must_run();
+}
