@@ -54,3 +54,13 @@ fn of(index: usize, shard: &mut Shard, density: u64) -> Result<Option<Room>, Err
     let bytes = slots.saturating_mul(density);
     Ok((bytes > 0).then_some(Room { shard: index, free, slots, bytes }))
 }
+
+/// The room of a shard as far as it is known without looking, if `wanted` bytes fit, and half of
+/// its pipe is free: past that, another shard may have more.
+pub(crate) fn known(index: usize, shard: &Shard, wanted: u64, density: u64) -> Option<Room> {
+    let free = shard.free_at_least();
+    let slots = free.saturating_sub(MARKER_SLOTS + 1);
+    let bytes = slots.saturating_mul(density);
+    let is_enough = bytes >= wanted.max(1) && free >= shard.slots() / 2 && !shard.is_in_debt();
+    is_enough.then_some(Room { shard: index, free, slots, bytes })
+}

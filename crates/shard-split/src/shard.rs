@@ -24,6 +24,8 @@ pub(crate) struct Shard {
     /// Bytes that were given to it.
     given: u64,
     ledger: Ledger,
+    /// How many page slots were free when they were looked at, less what was put in since.
+    free_at_least: u64,
     /// Page slots of its pipe.
     slots: u64,
     debt: Debt,
@@ -51,6 +53,7 @@ impl Shard {
             counters,
             given: 0,
             ledger: Ledger::default(),
+            free_at_least: 0,
             slots,
             debt: Debt::default(),
             blocked: None,
@@ -70,7 +73,13 @@ impl Shard {
     /// How many page slots are free now.
     pub(crate) fn free(&mut self) -> Result<u64, Error> {
         let queued = pipe::queued(&self.endpoint).map_err(|error| self.failed(error))?;
-        Ok(self.slots.saturating_sub(self.ledger.taken(queued as u64)))
+        self.free_at_least = self.slots.saturating_sub(self.ledger.taken(queued as u64));
+        Ok(self.free_at_least)
+    }
+
+    /// How many page slots are free at least, without looking.
+    pub(crate) fn free_at_least(&self) -> u64 {
+        self.free_at_least
     }
 
     /// How many page slots there are in all.
@@ -113,6 +122,7 @@ impl Shard {
         self.given += bytes;
         self.counters.add(self.index, bytes);
         self.ledger.put(bytes, slots);
+        self.free_at_least = self.free_at_least.saturating_sub(slots);
     }
 
     /// Whether something is still to be written. Such a shard takes nothing else.
