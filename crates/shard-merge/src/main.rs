@@ -19,25 +19,38 @@ const NAME: &str = "shard-merge";
     name = NAME,
     version,
     about,
+    override_usage = "shard-merge [OPTION]... [INPUT]... > IMAGE\n       \
+                      shard-merge [-n N] --filter COMMAND > IMAGE",
+    next_help_heading = "Shards",
     after_help = "Examples:\n  shard-merge a.img b.img | image-serve -D d\n  \
                   shard-merge -n 4 --filter 'zstd -d < $SHARD.zst' | image-serve -D d\n\n\
-                  See shard-merge(1)."
+                  Manual: shard-merge(1), criu-stream-utils(7)"
 )]
 struct Args {
-    /// Read shards from these descriptors, in any order; from stdin if no shard is named
-    #[arg(short, long, value_name = "FD", value_delimiter = ',')]
+    /// Read shards from these descriptors
+    ///
+    /// All of them, in any order; from stdin if no shard is named. Takes a
+    /// list with commas, and may be repeated.
+    #[arg(short, long, value_name = "FD", value_delimiter = ',', verbatim_doc_comment)]
     shard_fds: Vec<Fd>,
 
-    /// Read shards from these files, FIFOs or UNIX sockets, in any order
+    /// Read shards from these files, FIFOs or UNIX sockets
     #[arg(value_name = "INPUT")]
     inputs: Vec<PathBuf>,
 
-    /// Run so many commands; as many as there are CPUs if this is not given
+    /// Run so many commands [default: one a CPU]
     #[arg(short = 'n', long, value_name = "N", requires = "filter")]
     shards: Option<NonZeroU16>,
 
-    /// Read each shard from a shell command; SHARD and SHARDS are in its environment
-    #[arg(long, value_name = "COMMAND", conflicts_with_all = ["shard_fds", "inputs"])]
+    /// Read each shard from a shell command
+    ///
+    /// SHARD and SHARDS are in its environment.
+    #[arg(
+        long,
+        value_name = "COMMAND",
+        conflicts_with_all = ["shard_fds", "inputs"],
+        verbatim_doc_comment
+    )]
     filter: Option<String>,
 
     #[command(flatten)]

@@ -22,25 +22,40 @@ const NAME: &str = "shard-split";
     name = NAME,
     version,
     about,
+    override_usage = "shard-split [OPTION]... [OUTPUT]... < IMAGE\n       \
+                      shard-split [-n N] --filter COMMAND < IMAGE",
+    next_help_heading = "Shards",
     after_help = "Examples:\n  criu-sock-capture -D d | shard-split a.img b.img\n  \
                   criu-sock-capture -D d | shard-split -n 4 --filter 'zstd > $SHARD.zst'\n\n\
-                  See shard-split(1)."
+                  Manual: shard-split(1), criu-stream-utils(7)"
 )]
 struct Args {
-    /// Write shards to these descriptors; to stdout if no shard is named
-    #[arg(short, long, value_name = "FD", value_delimiter = ',')]
+    /// Write shards to these descriptors
+    ///
+    /// To stdout if no shard is named. Takes a list with commas, and may be
+    /// repeated.
+    #[arg(short, long, value_name = "FD", value_delimiter = ',', verbatim_doc_comment)]
     shard_fds: Vec<Fd>,
 
-    /// Write shards to these files, complete or not at all; or to FIFOs, devices, UNIX sockets
-    #[arg(value_name = "OUTPUT")]
+    /// Write shards to these files, complete or not at all
+    ///
+    /// Or to FIFOs, devices and UNIX sockets, as they are.
+    #[arg(value_name = "OUTPUT", verbatim_doc_comment)]
     outputs: Vec<PathBuf>,
 
-    /// Run so many commands; as many as there are CPUs if this is not given
+    /// Run so many commands [default: one a CPU]
     #[arg(short = 'n', long, value_name = "N", requires = "filter")]
     shards: Option<NonZeroU16>,
 
-    /// Write each shard to a shell command; SHARD, SHARDS and IMAGE_ID are in its environment
-    #[arg(long, value_name = "COMMAND", conflicts_with_all = ["shard_fds", "outputs"])]
+    /// Write each shard to a shell command
+    ///
+    /// SHARD, SHARDS and IMAGE_ID are in its environment.
+    #[arg(
+        long,
+        value_name = "COMMAND",
+        conflicts_with_all = ["shard_fds", "outputs"],
+        verbatim_doc_comment
+    )]
     filter: Option<String>,
 
     #[command(flatten)]
