@@ -54,7 +54,15 @@ fn unregister(path: &Path) -> bool {
 }
 
 fn remove(path: &Path) {
+    // When a signal ends the program, the rest of it may still be making files in a directory:
+    // one that is made at the wrong moment costs another try.
+    const TRIES: usize = 100;
+
     // What cannot be removed is not ours any more.
-    let is_dir = path.symlink_metadata().is_ok_and(|metadata| metadata.is_dir());
-    let _ = if is_dir { fs::remove_dir_all(path) } else { fs::remove_file(path) };
+    if path.symlink_metadata().is_ok_and(|metadata| metadata.is_dir()) {
+        let is_gone = |_: &usize| !path.exists() || fs::remove_dir_all(path).is_ok();
+        let _ = (0..TRIES).find(is_gone);
+    } else {
+        let _ = fs::remove_file(path);
+    }
 }

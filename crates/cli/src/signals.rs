@@ -81,6 +81,16 @@ impl Rate {
     }
 }
 
+/// Says something on stderr if somebody listens: a reader that stalls must not keep us from the
+/// signal that ends the program.
 fn say(text: &str) {
-    let _ = io::stderr().write_all(text.as_bytes());
+    /// What a pipe that can be written to takes without waiting.
+    const ATOMIC: usize = 4096;
+
+    for piece in text.as_bytes().chunks(ATOMIC) {
+        if !pipe_io::poll::is_writable(io::stderr()).unwrap_or(false) {
+            return;
+        }
+        let _ = io::stderr().write_all(piece);
+    }
 }

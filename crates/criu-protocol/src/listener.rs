@@ -83,18 +83,17 @@ impl Listener {
         &self.path
     }
 
-    /// Takes a connection, waiting for it. Those of other users are turned away, as long as they
-    /// are not root.
-    pub fn accept(&self) -> io::Result<Connection> {
+    /// Takes a connection, waiting for it. `None` for one of another user who is not root, which
+    /// is turned away: whoever that is must not make us wait for the next.
+    pub fn accept(&self) -> io::Result<Option<Connection>> {
         loop {
             let (stream, _) = match self.socket.accept() {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
                 Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => continue,
                 accepted => accepted?,
             };
-            if is_allowed(&stream)? {
-                return Ok(Connection::new(stream, self.direction));
-            }
+            let is_allowed = is_allowed(&stream)?;
+            return Ok(is_allowed.then(|| Connection::new(stream, self.direction)));
         }
     }
 

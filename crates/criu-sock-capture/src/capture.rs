@@ -26,9 +26,10 @@ pub(crate) fn run(args: Args) -> Result<(), Failure<Error>> {
     let counters = Arc::new(Counters::new(1));
     let capture = || {
         program.attend_signals(&counters).map_err(Error::System)?;
+        program.confine();
         let listener =
             Listener::bind(&args.images_dir, Direction::Capture).map_err(Error::Listen)?;
-        let _socket = Cleanup::new(listener.path());
+        let socket = Cleanup::new(listener.path());
         let mut output = StreamOutput::new(stdout, Arc::clone(&counters));
         output.identify(new_image_id().map_err(Error::System)?);
         let inflows = external
@@ -36,8 +37,15 @@ pub(crate) fn run(args: Args) -> Result<(), Failure<Error>> {
             .map(|(name, place, source)| Inflow::external(name, place, source))
             .collect::<io::Result<_>>()
             .map_err(Error::System)?;
-        let mut capture =
-            Capture { listener, dump: None, inflows, successors: Vec::new(), output, progress };
+        let mut capture = Capture {
+            _socket: socket,
+            listener,
+            dump: None,
+            inflows,
+            successors: Vec::new(),
+            output,
+            progress,
+        };
         capture.progress.socket_init();
         capture.run()?;
         capture.output.finish()?;
@@ -49,6 +57,9 @@ pub(crate) fn run(args: Args) -> Result<(), Failure<Error>> {
 
 /// A capture that goes on.
 struct Capture {
+    /// Goes before the listener does: another capture could take the place of a socket that
+    /// nobody listens on, and then it would be theirs that is removed.
+    _socket: Cleanup,
     /// Kept when CRIU has connected, so that no second capture can take the socket's place.
     listener: Listener,
     dump: Option<Dump>,
@@ -118,7 +129,8 @@ impl Capture {
 
     fn hear_criu(&mut self) -> Result<(), Error> {
         let Some(dump) = &mut self.dump else {
-            let connection = self.listener.accept().map_err(ProtocolError::Io)?;
+            let accepted = self.listener.accept().map_err(ProtocolError::Io)?;
+            let Some(connection) = accepted else { return Ok(()) };
             self.listener.refuse_more();
             self.dump = Some(Dump::new(connection));
             return Ok(());

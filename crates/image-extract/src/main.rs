@@ -20,7 +20,7 @@ const NAME: &str = "image-extract";
     name = NAME,
     version,
     about,
-    override_usage = "image-extract -D DIR [-e NAME:FD]... [-p FD] [-v] [NAME]...\n       \
+    override_usage = "image-extract -D DIR [-e NAME:FD]... [-p FD] [--sync] [-v] [NAME]...\n       \
                       image-extract --list [--json]\n       image-extract --verify [-v]",
     after_help = "Example:\n  zstd -d < image.zst | image-extract -D d && criu restore -D d\n\n\
                   See image-extract(1)."
@@ -45,6 +45,10 @@ struct Args {
     /// Only see whether the image is whole
     #[arg(long, conflicts_with_all = ["images_dir", "external", "names"])]
     verify: bool,
+
+    /// Have the files on the disk before the exit
+    #[arg(long, conflicts_with_all = ["list", "verify"])]
+    sync: bool,
 
     #[command(flatten)]
     common: CommonArgs,

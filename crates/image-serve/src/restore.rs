@@ -80,7 +80,8 @@ impl Restore<'_> {
     }
 
     fn accept(&mut self) -> Result<(), Error> {
-        let connection = self.listener.accept().map_err(ProtocolError::Io)?;
+        let accepted = self.listener.accept().map_err(ProtocolError::Io)?;
+        let Some(connection) = accepted else { return Ok(()) };
         self.clients.push(Client { connection, promised: None });
         self.awaited -= 1;
         if self.awaited == 0 {
