@@ -104,6 +104,7 @@ impl Split {
     /// Takes the first marker, which says what image it is; an image by another program gets an
     /// identity here.
     fn begin(&mut self) -> Result<(), Error> {
+        self.await_input()?;
         let marker = self.input.next_marker()?;
         let image_id = match marker.image_id {
             Some(image_id) => image_id,
@@ -199,11 +200,18 @@ impl Split {
         }
     }
 
+    /// Whether a page could be written to a shard that is not in debt. One whose reader has gone
+    /// is an error: it polls as writable for ever, and its pipe may be full for ever.
     fn is_any_writable(&self) -> Result<bool, Error> {
-        let free = self.shards.iter().filter(|shard| !shard.is_in_debt());
+        let free: Vec<_> = self.shards.iter().filter(|shard| !shard.is_in_debt()).collect();
         let mut fds: Vec<_> =
-            free.map(|shard| PollFd::new(shard.endpoint.as_fd(), PollFlags::POLLOUT)).collect();
-        poll::look(&mut fds).map_err(Error::System)
+            free.iter().map(|s| PollFd::new(s.endpoint.as_fd(), PollFlags::POLLOUT)).collect();
+        let is_any = poll::look(&mut fds).map_err(Error::System)?;
+        let gone = |fd: &PollFd| fd.revents().is_some_and(|it| it.contains(PollFlags::POLLERR));
+        match free.iter().zip(&fds).find(|(_, fd)| gone(fd)) {
+            Some((shard, _)) => Err(shard.failed(ErrorKind::BrokenPipe.into())),
+            None => Ok(is_any),
+        }
     }
 
     /// The shard with the most room, if one has enough for `wanted` bytes or a quarter of its
