@@ -19,7 +19,7 @@ pages := $(wildcard man/*.1 man/*.5 man/*.7)
 binaries := $(filters) criu-image-streamer
 documents := README.md LICENSE
 
-.PHONY: all demo check install uninstall clean
+.PHONY: all bench bench-plot demo check install uninstall clean
 
 all:
 	$(CARGO) build --release --locked
@@ -29,6 +29,14 @@ demo: all
 
 check:
 	@contrib/check
+
+# Options are in the environment: see `bench help`. Only root can use a real CRIU.
+bench:
+	$(CARGO) build --release --locked --workspace
+	CRIU="$${CRIU:-$$([ "$$(id -u)" -ne 0 ] || contrib/get-criu || :)}" $(target)/bench
+
+bench-plot:
+	$(CARGO) run --release --locked --package bench -- plot
 
 # Doesn't build: `make` as yourself, then `make install` as root.
 install:

@@ -2,7 +2,7 @@
 
 use crate::dump::{Dump, News};
 use crate::error::Error;
-use crate::inflow::{Available, Inflow};
+use crate::inflow::Inflow;
 use crate::{Args, NAME};
 use cli::{
     Cleanup, Counters, Descriptors, Failure, OutputError, Place, Program, Progress, SourceError,
@@ -14,6 +14,8 @@ use pipe_io::poll::{self, PollFd, PollFlags};
 use std::io;
 use std::os::fd::AsFd;
 use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
 
 /// Does what the command line asks for.
 pub(crate) fn run(args: Args) -> Result<(), Failure<Error>> {
@@ -55,6 +57,11 @@ pub(crate) fn run(args: Args) -> Result<(), Failure<Error>> {
     capture().map_err(Failure::Failed)
 }
 
+/// After so few bytes, in bytes, it is worth letting more come.
+const NAP_BELOW: u64 = 64 << 10;
+/// Most of what small files cost is waking up for each.
+const NAP: Duration = Duration::from_micros(50);
+
 /// A capture that goes on.
 struct Capture {
     /// Goes before the listener does: another capture could take the place of a socket that
@@ -83,9 +90,12 @@ impl Capture {
         while !self.is_complete()? {
             self.output.flush()?;
             let ready = self.wait()?;
-            self.drain(&ready.inflows)?;
+            let moved = self.drain(&ready.inflows)?;
             if ready.criu {
                 self.hear_criu()?;
+            }
+            if moved < NAP_BELOW {
+                thread::sleep(NAP);
             }
         }
         Ok(())
@@ -151,27 +161,30 @@ impl Capture {
         Ok(())
     }
 
-    /// Moves what the files have that were ready, and ends those that are complete.
-    fn drain(&mut self, ready: &[PollFlags]) -> Result<(), Error> {
+    /// Moves what the files have that were ready, and ends those that are complete. Returns how
+    /// many bytes were moved.
+    fn drain(&mut self, ready: &[PollFlags]) -> Result<u64, Error> {
         let mut ended = Vec::new();
+        let mut moved = 0;
         for (index, (inflow, events)) in self.inflows.iter_mut().zip(ready).enumerate() {
             if events.is_empty() {
                 continue;
             }
             let hung_up = events.intersects(PollFlags::POLLHUP | PollFlags::POLLERR);
-            match inflow.fetch(hung_up)? {
-                Available::Nothing => {}
-                Available::Bytes(length) => {
-                    self.output.data(&inflow.name, length)?;
-                    self.output.payload(inflow.pipe(), length).map_err(|error| match error {
+            let available = inflow.fetch(hung_up)?;
+            if available.bytes > 0 {
+                moved += u64::from(available.bytes);
+                self.output.data(&inflow.name, available.bytes)?;
+                self.output.payload(inflow.pipe(), available.bytes).map_err(
+                    |error| match error {
                         SourceError::Output(error) => Error::Output(error),
                         SourceError::Source(_, error) => inflow.failed(error),
-                    })?;
-                }
-                Available::End => {
-                    self.output.file_eof(&inflow.name)?;
-                    ended.push(index);
-                }
+                    },
+                )?;
+            }
+            if available.end {
+                self.output.file_eof(&inflow.name)?;
+                ended.push(index);
             }
         }
         for index in ended.into_iter().rev() {
@@ -180,6 +193,6 @@ impl Capture {
                 self.inflows.push(self.successors.remove(next));
             }
         }
-        Ok(())
+        Ok(moved)
     }
 }

@@ -34,14 +34,12 @@ enum Origin {
 }
 
 /// What an inflow has.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Available {
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Available {
     /// So many bytes in its pipe.
-    Bytes(u32),
-    /// Nothing yet.
-    Nothing,
-    /// The file is complete.
-    End,
+    pub(crate) bytes: u32,
+    /// Whether the file is complete with them.
+    pub(crate) end: bool,
 }
 
 impl Inflow {
@@ -83,31 +81,21 @@ impl Inflow {
         if let Origin::Fetched { place, source, into, mover } = &mut self.origin {
             let capacity = pipe::capacity(&*into).map_err(Error::System)?;
             return match mover.some(source, into, capacity as u64) {
-                Ok(0) => Ok(Available::End),
-                Ok(bytes) => Ok(Available::Bytes(bytes as u32)),
+                Ok(bytes) => Ok(Available { bytes: bytes as u32, end: bytes == 0 }),
                 Err(MoveError::Input(error)) => Err(Error::External(place.clone(), error)),
                 Err(MoveError::Output(error)) => Err(Error::System(error)),
             };
         }
-        match pipe::queued(&self.pipe).map_err(|error| self.failed(error))? {
-            0 if hung_up => self.end(),
-            0 => Ok(Available::Nothing),
-            bytes => {
-                self.grow_if_worth_it(bytes);
-                if let Origin::CriuInventory(inventory) = &mut self.origin {
-                    inventory.look(&self.pipe, bytes).map_err(Error::System)?;
-                }
-                // A pipe holds at most 2 GiB.
-                Ok(Available::Bytes(bytes as u32))
+        let bytes = pipe::queued(&self.pipe).map_err(|error| self.failed(error))?;
+        self.grow_if_worth_it(bytes);
+        if let Origin::CriuInventory(inventory) = &mut self.origin {
+            inventory.look(&self.pipe, bytes).map_err(Error::System)?;
+            if hung_up && !inventory.is_whole() {
+                return Err(Error::InventoryCut);
             }
         }
-    }
-
-    fn end(&self) -> Result<Available, Error> {
-        match &self.origin {
-            Origin::CriuInventory(inventory) if !inventory.is_whole() => Err(Error::InventoryCut),
-            _ => Ok(Available::End),
-        }
+        // A pipe holds at most 2 GiB, and no more comes after the hang-up.
+        Ok(Available { bytes: bytes as u32, end: hung_up })
     }
 
     /// Most of CRIU's files are a few hundred bytes, and a large pipe for each would cost more

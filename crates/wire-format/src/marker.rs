@@ -41,6 +41,8 @@ pub enum MarkerError {
     Oversized(u32),
     /// Not protobuf.
     Undecodable,
+    /// A sequence number that does not rise.
+    Repeated(u64),
     /// None of the bodies that we know.
     NoBody,
     /// A file name that is not a path component.
@@ -139,6 +141,7 @@ impl fmt::Display for MarkerError {
                 write!(f, "a marker of {length} bytes, where {MARKER_MAX} are allowed")
             }
             MarkerError::Undecodable => f.write_str("a marker that cannot be decoded"),
+            MarkerError::Repeated(seq) => write!(f, "marker {seq}, after a later one"),
             MarkerError::NoBody => f.write_str("a marker of an unknown kind"),
             MarkerError::Name(error) => error.fmt(f),
             MarkerError::Identity => {

@@ -4,10 +4,22 @@ use crate::{MARKER_MAX, Marker, MarkerError};
 use std::fmt;
 use std::io::{self, ErrorKind, Read};
 
-/// The shortest marker: a body of two bytes (`file_eof` or `image_eof`) behind its length field.
-/// So many bytes may be asked for at once without touching the payload that may follow.
-const FRAME_MIN: usize = LENGTH_FIELD + 2;
 const LENGTH_FIELD: usize = 4;
+
+/// The length of the shortest valid marker that can follow those up to `last`: its length field,
+/// `file_eof` or `image_eof`, and a sequence number that is not 0 and not smaller.
+///
+/// So many bytes may be asked for at once without touching the payload that may follow: most
+/// ends of files take one call then, in the place of two.
+fn frame_min(last: Option<u64>) -> usize {
+    const EOF: usize = 2;
+    const TAG: usize = 1;
+    let seq = match last {
+        None => 0,
+        Some(last) => TAG + (64 - last.saturating_add(1).leading_zeros()).div_ceil(7) as usize,
+    };
+    LENGTH_FIELD + EOF + seq
+}
 
 /// Reads the markers of a stream, and never a byte of payload.
 ///
@@ -20,6 +32,8 @@ pub struct StreamReader<R> {
     position: u64,
     /// The marker at hand, as far as it has come.
     frame: Vec<u8>,
+    /// The sequence number of the marker before it.
+    last: Option<u64>,
 }
 
 /// Why there is no next marker.
@@ -36,7 +50,7 @@ pub enum ReadError {
 impl<R: Read> StreamReader<R> {
     /// Reads from the start of a stream or of a shard.
     pub fn new(source: R) -> StreamReader<R> {
-        StreamReader { source, position: 0, frame: Vec::with_capacity(64) }
+        StreamReader { source, position: 0, frame: Vec::with_capacity(64), last: None }
     }
 
     /// The next marker, or `None` when the source ends where a marker may end.
@@ -45,7 +59,7 @@ impl<R: Read> StreamReader<R> {
             if let Some(length) = self.frame.first_chunk::<LENGTH_FIELD>() {
                 break u32::from_le_bytes(*length);
             }
-            if !self.fill(FRAME_MIN)? {
+            if !self.fill(frame_min(self.last))? {
                 return self.at_end();
             }
         };
@@ -58,10 +72,14 @@ impl<R: Read> StreamReader<R> {
                 return self.at_end();
             }
         }
-        // A frame longer than its marker came from a marker without a body, which is refused.
         let body = self.frame.get(LENGTH_FIELD..wanted).unwrap_or_default();
         let marker =
             Marker::decode(body).map_err(|error| ReadError::Marker(self.position, error))?;
+        if self.frame.len() > wanted {
+            // Too short for a number that rises.
+            return Err(ReadError::Marker(self.position, MarkerError::Repeated(marker.seq)));
+        }
+        self.last = Some(marker.seq);
         self.position += self.frame.len() as u64;
         self.frame.clear();
         Ok(Some(marker))
@@ -194,6 +212,30 @@ mod tests {
             };
             assert_eq!(marker.seq, 9);
         }
+    }
+
+    #[test]
+    fn no_valid_marker_is_shorter_than_what_is_asked_for_at_once() {
+        for last in [0, 126, 127, 128, 16382, 16383, 1 << 32, u64::MAX - 1] {
+            let mut bytes = Vec::new();
+            Marker::new(last + 1, Body::FileEof).encode(&mut bytes);
+            assert_eq!(bytes.len(), frame_min(Some(last)), "after {last}");
+        }
+        let mut first = Vec::new();
+        Marker::new(0, Body::ImageEof).encode(&mut first);
+        assert_eq!(first.len(), frame_min(None));
+    }
+
+    #[test]
+    fn a_number_that_falls_is_refused() {
+        let mut bytes = Vec::new();
+        Marker::new(1000, Body::FileEof).encode(&mut bytes);
+        Marker::new(3, Body::FileEof).encode(&mut bytes);
+        bytes.extend_from_slice(b"something");
+        let mut reader = StreamReader::new(bytes.as_slice());
+        reader.next_marker().unwrap();
+        let error = reader.next_marker().unwrap_err();
+        assert_eq!(error.to_string(), "byte 9: marker 3, after a later one");
     }
 
     #[test]

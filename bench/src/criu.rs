@@ -1,0 +1,240 @@
+//! The real CRIU.
+
+use crate::Error;
+use crate::cases::{Contender, Work};
+use crate::cleanup::{self, Undo};
+use crate::hog;
+use crate::machine::memory_available;
+use crate::options::Options;
+use crate::pipes;
+use crate::process::{Group, Program};
+use crate::reader::{Take, drain};
+use crate::results::{ProcessCost, Round};
+use crate::scratch::Scratch;
+use crate::streamer::{Started, Streamer};
+use nix::sys::prctl;
+use nix::sys::signal::{Signal, kill};
+use nix::sys::wait::waitpid;
+use nix::unistd::{Pid, Uid};
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// Shards of the filters and of the peer.
+const SHARDS: usize = 4;
+
+/// What CRIU is measured with: a process that is dumped, and restored, again and again.
+#[derive(Debug)]
+pub(crate) struct RealCriu<'a> {
+    options: &'a Options,
+    pid: Pid,
+    /// Where the process says how it is.
+    home: Scratch,
+}
+
+/// Why the real CRIU can't be measured here.
+pub(crate) fn obstacle(options: &Options) -> Option<String> {
+    if !Uid::effective().is_root() {
+        return Some("only root can dump and restore with CRIU".into());
+    }
+    let program = &options.criu;
+    let mut check = Command::new(program);
+    check.arg("check").stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    if !check.status().is_ok_and(|status| status.success()) {
+        let program = program.display();
+        return Some(format!("`{program} check` fails; try CRIU=$(contrib/get-criu)"));
+    }
+    // The image in tmpfs, the image on its way, and the process itself.
+    let needed = (options.criu_megabytes as u64) * 13 / 4;
+    let available = memory_available() >> 20;
+    (available < needed).then(|| format!("{needed} MiB of memory needed, {available} available"))
+}
+
+impl RealCriu<'_> {
+    /// Starts the process, and waits until it has filled its memory.
+    pub(crate) fn set_up(options: &Options) -> Result<RealCriu<'_>, Error> {
+        // What CRIU restores becomes a child of this process, which can then reap it: a process
+        // that nobody reaps keeps its pid from being used.
+        prctl::set_child_subreaper(true)?;
+        let home = Scratch::new("hog")?;
+        let child = Command::new(std::env::current_exe()?)
+            .arg("hog")
+            .arg(home.path())
+            .arg(options.criu_megabytes.to_string())
+            .stdin(Stdio::null())
+            .spawn()?;
+        let pid = Pid::from_raw(child.id() as i32);
+        cleanup::later(Undo::Kill(pid));
+        let hog = RealCriu { options, pid, home };
+        wait_for(&hog.home.path().join(hog::READY))?;
+        Ok(hog)
+    }
+
+    /// One contender's dump, or restore.
+    pub(crate) fn run(&self, work: &Work, contender: &Contender) -> Result<Round, Error> {
+        let images = Scratch::in_memory("images")?;
+        let images = images.path();
+        let streamer = match (contender, &self.options.peer) {
+            (Contender::Peer, Some(path)) => Streamer::Peer(path),
+            _ => Streamer::Filters,
+        };
+        match (work, contender) {
+            (Work::RealRestore, Contender::Criu) => {
+                self.dump_to_directory(images, &[])?;
+                self.reap()?;
+                self.restore_from_directory(images)
+            }
+            (Work::RealRestore, _) => {
+                self.dump_to_files(streamer, images, &[])?;
+                self.reap()?;
+                self.restore_from_files(streamer, images)
+            }
+            (_, Contender::Criu) => self.dump_to_directory(images, &["--leave-running"]),
+            (_, Contender::Kept) => self.dump_to_files(streamer, images, &["--leave-running"]),
+            _ => self.dump_away(streamer, images),
+        }
+    }
+
+    fn dump_to_directory(&self, images: &Path, options: &[&str]) -> Result<Round, Error> {
+        let start = Instant::now();
+        let criu = Group::start(vec![self.criu("dump", images).args(options)])?;
+        let processes = or_log(criu.finish(), images, "dump")?;
+        Ok(self.round(start, processes))
+    }
+
+    fn dump_to_files(
+        &self,
+        streamer: Streamer<'_>,
+        images: &Path,
+        options: &[&str],
+    ) -> Result<Round, Error> {
+        let outputs = shards(images, |path| File::create(path))?;
+        let started = streamer.capture(images, outputs)?;
+        self.with_criu(started, "dump", images, options)
+    }
+
+    fn dump_away(&self, streamer: Streamer<'_>, images: &Path) -> Result<Round, Error> {
+        thread::scope(|scope| {
+            let mut outputs = Vec::new();
+            for _ in 0..SHARDS {
+                let (read, write) = pipes::pipe()?;
+                scope.spawn(move || drain(read, Take::Splice));
+                outputs.push(write);
+            }
+            let started = streamer.capture(images, outputs)?;
+            self.with_criu(started, "dump", images, &["--leave-running"])
+        })
+    }
+
+    fn restore_from_directory(&self, images: &Path) -> Result<Round, Error> {
+        let start = Instant::now();
+        let criu = Group::start(vec![self.criu("restore", images)])?;
+        let processes = or_log(criu.finish(), images, "restore")?;
+        self.checked(self.round(start, processes))
+    }
+
+    /// The clock starts with the streamer, which has to take in the image first.
+    fn restore_from_files(&self, streamer: Streamer<'_>, images: &Path) -> Result<Round, Error> {
+        let inputs = shards(images, |path| File::open(path))?;
+        let start = Instant::now();
+        let started = streamer.serve(images, inputs)?;
+        let round = self.with_criu(started, "restore", images, &[])?;
+        self.checked(Round { wall_seconds: start.elapsed().as_secs_f64(), ..round })
+    }
+
+    /// Lets CRIU work with a streamer until both have ended.
+    fn with_criu(
+        &self,
+        mut started: Started,
+        action: &str,
+        images: &Path,
+        options: &[&str],
+    ) -> Result<Round, Error> {
+        started.wait_for_socket()?;
+        let start = Instant::now();
+        started.programs.add(self.criu(action, images).arg("--stream").args(options))?;
+        let processes = or_log(started.programs.finish(), images, action)?;
+        Ok(self.round(start, processes))
+    }
+
+    fn criu(&self, action: &str, images: &Path) -> Program {
+        let criu = Program::new(&self.options.criu).aside().arg(action).arg("-D").arg(images);
+        let log = format!("{action}.log");
+        let criu = criu.args(&["-v1", "-o", &log, "--network-lock", "skip"]);
+        match action {
+            "dump" => criu.args(&["-t", &self.pid.to_string()]),
+            _ => criu.arg("--restore-detached"),
+        }
+    }
+
+    /// Once CRIU has killed the process: frees its pid.
+    fn reap(&self) -> Result<(), Error> {
+        waitpid(self.pid, None)?;
+        Ok(())
+    }
+
+    /// Lets the restored process check its memory.
+    fn checked(&self, round: Round) -> Result<Round, Error> {
+        let path = |name: &str| self.home.path().join(name);
+        fs::write(path(hog::CHECK), "")?;
+        wait_for(&path(hog::CHECKED))?;
+        let verdict = fs::read_to_string(path(hog::CHECKED))?;
+        fs::remove_file(path(hog::CHECKED))?;
+        match verdict.as_str() {
+            "ok" => Ok(round),
+            _ => Err(format!("the restored process says: {verdict}").into()),
+        }
+    }
+
+    fn round(&self, start: Instant, processes: Vec<ProcessCost>) -> Round {
+        Round {
+            wall_seconds: start.elapsed().as_secs_f64(),
+            bytes: (self.options.criu_megabytes as u64) << 20,
+            files: 1,
+            processes,
+        }
+    }
+}
+
+impl Drop for RealCriu<'_> {
+    fn drop(&mut self) {
+        cleanup::now(&Undo::Kill(self.pid));
+        let _ = kill(self.pid, Signal::SIGKILL);
+        let _ = waitpid(self.pid, None);
+    }
+}
+
+fn shards(directory: &Path, open: impl Fn(&Path) -> io::Result<File>) -> io::Result<Vec<OwnedFd>> {
+    let path = |index: usize| directory.join(format!("{index}.shard"));
+    (0..SHARDS).map(|index| Ok(open(&path(index))?.into())).collect()
+}
+
+/// Adds CRIU's last words to an error.
+fn or_log(
+    outcome: Result<Vec<ProcessCost>, Error>,
+    directory: &Path,
+    action: &str,
+) -> Result<Vec<ProcessCost>, Error> {
+    outcome.map_err(|error| {
+        let log = fs::read_to_string(directory.join(format!("{action}.log"))).unwrap_or_default();
+        let words: Vec<_> = log.lines().rev().take(3).collect();
+        format!("{error}: {}", words.join(" < ")).into()
+    })
+}
+
+fn wait_for(path: &Path) -> Result<(), Error> {
+    const PATIENCE: Duration = Duration::from_secs(60);
+
+    let deadline = Instant::now() + PATIENCE;
+    while !path.exists() {
+        if Instant::now() > deadline {
+            return Err(format!("{} isn't there after {PATIENCE:?}", path.display()).into());
+        }
+        thread::sleep(Duration::from_millis(5));
+    }
+    Ok(())
+}

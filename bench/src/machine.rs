@@ -1,0 +1,77 @@
+//! The machine that was measured.
+
+use nix::sys::utsname::uname;
+use serde::{Deserialize, Serialize};
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+use std::thread::available_parallelism;
+
+/// What a reader must know to compare numbers.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Machine {
+    pub(crate) kernel: String,
+    pub(crate) processor: String,
+    pub(crate) cores: usize,
+    pub(crate) memory_bytes: u64,
+    /// `fs.pipe-max-size` before the benchmark touched it, in bytes.
+    pub(crate) pipe_max_size: usize,
+    /// It doesn't bind us: CAP_SYS_RESOURCE is there.
+    pub(crate) may_exceed_pipe_max_size: bool,
+    pub(crate) transparent_hugepages: String,
+    /// The commit of the filters, if git knows; with a `+` for uncommitted changes.
+    pub(crate) commit: String,
+}
+
+impl Machine {
+    /// This one.
+    pub(crate) fn here() -> Machine {
+        let line = |path: &str| fs::read_to_string(path).unwrap_or_default().trim().to_owned();
+        let release = uname().map(|uname| uname.release().to_string_lossy().into_owned());
+        Machine {
+            kernel: release.unwrap_or_default(),
+            processor: field("/proc/cpuinfo", "model name").unwrap_or_default(),
+            cores: available_parallelism().map_or(0, usize::from),
+            memory_bytes: memory("MemTotal"),
+            pipe_max_size: crate::setting::pipe_max_size().unwrap_or(0),
+            may_exceed_pipe_max_size: has_sys_resource(),
+            transparent_hugepages: line("/sys/kernel/mm/transparent_hugepage/enabled"),
+            commit: commit().unwrap_or_default(),
+        }
+    }
+}
+
+/// Bytes of memory that programs could still get.
+pub(crate) fn memory_available() -> u64 {
+    memory("MemAvailable")
+}
+
+fn memory(name: &str) -> u64 {
+    let text = field("/proc/meminfo", name).unwrap_or_default();
+    text.trim_end_matches(" kB").parse::<u64>().unwrap_or(0) << 10
+}
+
+fn has_sys_resource() -> bool {
+    const CAP_SYS_RESOURCE: u64 = 24;
+
+    let effective = field("/proc/self/status", "CapEff").unwrap_or_default();
+    u64::from_str_radix(&effective, 16).is_ok_and(|set| set >> CAP_SYS_RESOURCE & 1 == 1)
+}
+
+/// The first `NAME: VALUE` in a file of the kernel's.
+fn field(path: impl AsRef<Path>, name: &str) -> Option<String> {
+    let text = fs::read_to_string(path).ok()?;
+    let mut fields = text.lines().filter_map(|line| line.split_once(':'));
+    fields.find(|(found, _)| found.trim() == name).map(|(_, value)| value.trim().to_owned())
+}
+
+fn commit() -> Option<String> {
+    let git = |arguments: &[&str]| {
+        let output = Command::new("git").args(arguments).output().ok()?;
+        let text = String::from_utf8(output.stdout).ok()?;
+        output.status.success().then(|| text.trim().to_owned())
+    };
+    let changed = git(&["status", "--porcelain", "--untracked-files=no"])?;
+    let mark = if changed.is_empty() { "" } else { "+" };
+    Some(git(&["rev-parse", "--short=12", "HEAD"])? + mark)
+}

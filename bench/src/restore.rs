@@ -1,0 +1,119 @@
+//! Restores by the stand-in for CRIU.
+
+use crate::Error;
+use crate::cases::{Contender, Restore};
+use crate::client::Client;
+use crate::consumer;
+use crate::feed::{self, Feed};
+use crate::image::Image;
+use crate::measure::Bench;
+use crate::pipes;
+use crate::process::{Group, Program, in_path};
+use crate::results::{ProcessCost, Round};
+use crate::scratch::Scratch;
+use crate::streamer::Streamer;
+use std::fs::File;
+use std::io::{self, ErrorKind};
+use std::os::fd::OwnedFd;
+use std::thread::{self, Scope, ScopedJoinHandle};
+use std::time::Instant;
+
+/// One contender's restore. The clock runs from before the first byte is written until CRIU has
+/// checked the last page and all programs have ended.
+pub(crate) fn run(bench: &Bench, restore: &Restore, contender: &Contender) -> Result<Round, Error> {
+    let image = restore.shape.image(&bench.memory);
+    match contender {
+        Contender::Bare => bare(bench, &image),
+        Contender::Cat => cat(bench, &image),
+        Contender::Filters => streamer(bench, restore, &image, Streamer::Filters),
+        Contender::Peer => {
+            let path = bench.options.peer.as_deref().ok_or("no PEER")?;
+            streamer(bench, restore, &image, Streamer::Peer(path))
+        }
+        Contender::Criu | Contender::Kept => Err("needs the real CRIU".into()),
+    }
+}
+
+fn streamer(
+    bench: &Bench,
+    restore: &Restore,
+    image: &Image,
+    streamer: Streamer<'_>,
+) -> Result<Round, Error> {
+    let scratch = Scratch::new("restore")?;
+    let feeds = feed::shards(image, &bench.memory, restore.shards)?;
+    thread::scope(|scope| {
+        let (mut inputs, mut outputs) = (Vec::new(), Vec::new());
+        for _ in &feeds {
+            let (read, write) = pipes::pipe()?;
+            inputs.push(read);
+            outputs.push(write);
+        }
+        let mut started = streamer.serve(scratch.path(), inputs)?;
+        let start = Instant::now();
+        let feeders: Vec<_> =
+            feeds.iter().zip(outputs).map(|(feed, output)| feeder(scope, feed, output)).collect();
+        started.wait_for_socket()?;
+        consumer::restore(Client::restore(scratch.path())?, image, &bench.memory)?;
+        let processes = started.programs.finish()?;
+        feeders.into_iter().try_for_each(join)?;
+        Ok(round(start, image, processes))
+    })
+}
+
+/// The least that a writer and a reader who copy can cost: one pipe between them, and no order to
+/// be kept but that of the memory.
+fn bare(bench: &Bench, image: &Image) -> Result<Round, Error> {
+    let feed = feed::bare(image, &bench.memory);
+    thread::scope(|scope| {
+        let (read, write) = pipes::grown_pipe()?;
+        let start = Instant::now();
+        let feeder = feeder(scope, &feed, write);
+        consumer::check_pages(read, 0..bench.memory.pages())?;
+        join(feeder)?;
+        Ok(round(start, image, Vec::new()))
+    })
+}
+
+fn cat(bench: &Bench, image: &Image) -> Result<Round, Error> {
+    let feed = feed::bare(image, &bench.memory);
+    thread::scope(|scope| {
+        let (input, write) = pipes::grown_pipe()?;
+        let (read, output) = pipes::grown_pipe()?;
+        let cat = Program::new(&in_path("cat")?).stdin(input).stdout(output);
+        let programs = Group::start(vec![cat])?;
+        let start = Instant::now();
+        let feeder = feeder(scope, &feed, write);
+        consumer::check_pages(read, 0..bench.memory.pages())?;
+        let processes = programs.finish()?;
+        join(feeder)?;
+        Ok(round(start, image, processes))
+    })
+}
+
+type Feeder<'scope> = ScopedJoinHandle<'scope, io::Result<()>>;
+
+fn feeder<'scope, 'env>(
+    scope: &'scope Scope<'scope, 'env>,
+    feed: &'env Feed<'env>,
+    output: OwnedFd,
+) -> Feeder<'scope> {
+    scope.spawn(move || feed.write_to(File::from(output)))
+}
+
+fn join(feeder: Feeder<'_>) -> Result<(), Error> {
+    match feeder.join().map_err(|_| "a writer panicked")? {
+        // Nobody has to read behind the end of the image.
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(error.into()),
+        _ => Ok(()),
+    }
+}
+
+fn round(start: Instant, image: &Image, processes: Vec<ProcessCost>) -> Round {
+    Round {
+        wall_seconds: start.elapsed().as_secs_f64(),
+        bytes: image.bytes(),
+        files: image.files(),
+        processes,
+    }
+}

@@ -1,0 +1,108 @@
+//! Starting the filters, or the program that they are compared with, as a user would.
+
+use crate::Error;
+use crate::pipes;
+use crate::process::{Group, Program};
+use std::fs::File;
+use std::io::{BufRead, BufReader};
+use std::os::fd::OwnedFd;
+use std::path::Path;
+
+/// Who does the work.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Streamer<'a> {
+    /// The filters of this workspace.
+    Filters,
+    /// criu-image-streamer, or what has its command line.
+    Peer(&'a Path),
+}
+
+/// A streamer that runs.
+#[derive(Debug)]
+pub(crate) struct Started {
+    pub(crate) programs: Group,
+    progress: BufReader<File>,
+}
+
+impl Streamer<'_> {
+    /// Starts what takes a dump in `directory` and spreads it over `outputs`.
+    pub(crate) fn capture(self, directory: &Path, outputs: Vec<OwnedFd>) -> Result<Started, Error> {
+        let (progress, report) = pipes::pipe()?;
+        let programs = match (self, <[OwnedFd; 1]>::try_from(outputs)) {
+            (Streamer::Peer(path), outputs) => {
+                let outputs = outputs.map_or_else(|many| many, Vec::from);
+                vec![peer(path, directory, outputs, report).arg("capture")]
+            }
+            (Streamer::Filters, Ok([output])) => {
+                vec![socket_filter("criu-sock-capture", directory, report)?.stdout(output)]
+            }
+            (Streamer::Filters, Err(outputs)) => {
+                let (read, write) = pipes::pipe()?;
+                let report_too = report.try_clone()?;
+                vec![
+                    socket_filter("criu-sock-capture", directory, report)?.stdout(write),
+                    shard_filter("shard-split", outputs, report_too)?.stdin(read),
+                ]
+            }
+        };
+        Started::start(programs, progress)
+    }
+
+    /// Starts what puts `inputs` together and serves a restore in `directory`.
+    pub(crate) fn serve(self, directory: &Path, inputs: Vec<OwnedFd>) -> Result<Started, Error> {
+        let (progress, report) = pipes::pipe()?;
+        let programs = match (self, <[OwnedFd; 1]>::try_from(inputs)) {
+            (Streamer::Peer(path), inputs) => {
+                let inputs = inputs.map_or_else(|many| many, Vec::from);
+                vec![peer(path, directory, inputs, report).arg("serve")]
+            }
+            (Streamer::Filters, Ok([input])) => {
+                vec![socket_filter("image-serve", directory, report)?.stdin(input)]
+            }
+            (Streamer::Filters, Err(inputs)) => {
+                let (read, write) = pipes::pipe()?;
+                let report_too = report.try_clone()?;
+                vec![
+                    shard_filter("shard-merge", inputs, report_too)?.stdout(write),
+                    socket_filter("image-serve", directory, report)?.stdin(read),
+                ]
+            }
+        };
+        Started::start(programs, progress)
+    }
+}
+
+impl Started {
+    fn start(programs: Vec<Program>, progress: OwnedFd) -> Result<Started, Error> {
+        let programs = Group::start(programs)?;
+        Ok(Started { programs, progress: BufReader::new(File::from(progress)) })
+    }
+
+    /// Waits until CRIU may connect.
+    pub(crate) fn wait_for_socket(&mut self) -> Result<(), Error> {
+        let mut line = String::new();
+        while self.progress.read_line(&mut line)? > 0 {
+            if line.trim() == "socket-init" {
+                return Ok(());
+            }
+            line.clear();
+        }
+        Err("ended before its socket was there".into())
+    }
+}
+
+fn socket_filter(name: &str, directory: &Path, progress: OwnedFd) -> Result<Program, Error> {
+    Ok(Program::filter(name)?.arg("-D").arg(directory).fds("-p", vec![progress]))
+}
+
+fn shard_filter(name: &str, shards: Vec<OwnedFd>, progress: OwnedFd) -> Result<Program, Error> {
+    Ok(Program::filter(name)?.fds("-s", shards).fds("-p", vec![progress]))
+}
+
+fn peer(path: &Path, directory: &Path, shards: Vec<OwnedFd>, progress: OwnedFd) -> Program {
+    Program::new(path)
+        .arg("--images-dir")
+        .arg(directory)
+        .fds("--shard-fds", shards)
+        .fds("--progress-fd", vec![progress])
+}
