@@ -113,7 +113,12 @@ fn nobody(bench: &Bench, image: &Image) -> Result<Round, Error> {
 }
 
 fn discard_dump(listener: &Listener) -> Result<(), Error> {
-    let mut connection = listener.accept()?;
+    let mut connection = loop {
+        poll(&mut [PollFd::new(listener.as_fd(), PollFlags::POLLIN)], PollTimeout::NONE)?;
+        if let Some(connection) = listener.accept()? {
+            break connection;
+        }
+    };
     let mut buffer = [0; PAGE];
     loop {
         match connection.next_event()? {

@@ -11,4 +11,5 @@ mod victim;
 
 mod directory;
 mod failures;
+mod serving;
 mod streams;

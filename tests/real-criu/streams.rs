@@ -12,7 +12,7 @@ use crate::pipeline::Pipeline;
 use crate::victim::{Statuses, Victim};
 
 /// Dumps the victim into the pipeline `script`, which stores the image.
-fn dump_into(bench: &Bench, victim: &mut Victim, script: &str) -> Statuses {
+pub(crate) fn dump_into(bench: &Bench, victim: &mut Victim, script: &str) -> Statuses {
     let images = bench.directory("dump");
     let mut pipeline = Pipeline::start(bench, "dump", script);
     pipeline.wait_for_progress("dump.progress", "socket-init");
@@ -22,7 +22,7 @@ fn dump_into(bench: &Bench, victim: &mut Victim, script: &str) -> Statuses {
 }
 
 /// Restores from the pipeline `script`.
-fn restore_from(bench: &Bench, script: &str) {
+pub(crate) fn restore_from(bench: &Bench, script: &str) {
     let images = bench.directory("restore");
     let mut pipeline = Pipeline::start(bench, "restore", script);
     pipeline.wait_for_progress("restore.progress", "socket-init");

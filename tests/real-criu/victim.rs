@@ -59,8 +59,15 @@ impl Victim {
         pid_of(&self.root).as_raw()
     }
 
+    /// From now on it is to answer on another port. Returns the one that it had.
+    pub(crate) fn is_moved_to(&self, port: u16) -> u16 {
+        let before = self.port();
+        fs::write(self.directory.join("port"), port.to_string()).expect("write the port");
+        before
+    }
+
     /// The port on which it answers, unless CRIU can't dump TCP sockets.
-    fn port(&self) -> u16 {
+    pub(crate) fn port(&self) -> u16 {
         let port = fs::read_to_string(self.directory.join("port")).expect("read the port");
         port.parse().expect("a port number")
     }

@@ -2,8 +2,9 @@
 //! ([`criu`]), a reader and writer of the image stream that owe nothing to
 //! `wire-format` ([`stream`]), the starting of our programs with any
 //! descriptors and a time limit ([`pipeline`], [`filters`]), the malformed
-//! streams that every filter must refuse ([`malformed`]), and numbers that come
-//! again from their seed ([`random`]).
+//! streams that every filter must refuse ([`malformed`]), what a program holds
+//! in memory and in pipes ([`memory`]), and numbers that come again from their
+//! seed ([`random`]).
 //!
 //! Everything here panics with a sentence when it cannot go on: it is a failed
 //! test.
@@ -11,6 +12,7 @@
 pub mod criu;
 pub mod filters;
 pub mod malformed;
+pub mod memory;
 pub mod pipeline;
 pub mod random;
 pub mod stream;

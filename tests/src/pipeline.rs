@@ -77,6 +77,17 @@ impl Filter {
         Self { name, command, fds: Vec::new(), progress: None, limit: TIME_LIMIT }
     }
 
+    /// The program of this name, run by another one which ends by executing what its last
+    /// arguments say, such as `setpriv` or `sh -c 'ulimit -n 64; exec "$0" "$@"'`.
+    pub fn run_by(wrapper: &[&str], name: &str) -> Self {
+        let program = program(name);
+        let mut filter = Self::new(name);
+        filter.command = Command::new(wrapper[0]);
+        filter.command.args(&wrapper[1..]).arg(program);
+        filter.command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+        filter
+    }
+
     /// One more argument.
     pub fn arg(mut self, argument: impl AsRef<std::ffi::OsStr>) -> Self {
         self.command.arg(argument);

@@ -83,17 +83,21 @@ impl Listener {
         &self.path
     }
 
-    /// Takes a connection, waiting for it. `None` for one of another user who is not root, which
-    /// is turned away: whoever that is must not make us wait for the next.
+    /// Takes a connection, if there is one. Those of other users are turned away, as long as they
+    /// are not root.
     pub fn accept(&self) -> io::Result<Option<Connection>> {
         loop {
-            let (stream, _) = match self.socket.accept() {
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-                Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => continue,
-                accepted => accepted?,
+            let stream = match self.socket.accept() {
+                Ok((stream, _)) => stream,
+                Err(error) => match error.kind() {
+                    io::ErrorKind::WouldBlock => return Ok(None),
+                    io::ErrorKind::Interrupted | io::ErrorKind::ConnectionAborted => continue,
+                    _ => return Err(error),
+                },
             };
-            let is_allowed = is_allowed(&stream)?;
-            return Ok(is_allowed.then(|| Connection::new(stream, self.direction)));
+            if is_allowed(&stream)? {
+                return Ok(Some(Connection::new(stream, self.direction)));
+            }
         }
     }
 
@@ -178,7 +182,9 @@ impl Address {
         let before = umask(Mode::from_bits_truncate(0o177));
         let bound = UnixListener::bind(&self.0);
         umask(before);
-        bound
+        let socket = bound?;
+        socket.set_nonblocking(true)?;
+        Ok(socket)
     }
 }
 

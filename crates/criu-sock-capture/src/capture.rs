@@ -139,10 +139,10 @@ impl Capture {
 
     fn hear_criu(&mut self) -> Result<(), Error> {
         let Some(dump) = &mut self.dump else {
-            let accepted = self.listener.accept().map_err(ProtocolError::Io)?;
-            let Some(connection) = accepted else { return Ok(()) };
-            self.listener.refuse_more();
-            self.dump = Some(Dump::new(connection));
+            if let Some(connection) = self.listener.accept().map_err(ProtocolError::Io)? {
+                self.listener.refuse_more();
+                self.dump = Some(Dump::new(connection));
+            }
             return Ok(());
         };
         while let Some(news) = dump.news()? {

@@ -1,6 +1,7 @@
 //! Everything that can end serving early, in the words that the user reads.
 
 use crate::remap::RemapError;
+use crate::store::NoPipe;
 use cli::{InputError, Place, reason};
 use criu_protocol::{ListenError, ProtocolError};
 use std::fmt;
@@ -22,6 +23,8 @@ pub(crate) enum Error {
     NoSuchFile(Place),
     /// The image cannot be held: no memory.
     Hold(FileName, io::Error),
+    /// The image cannot be held in pipes alone, as the user wants it.
+    NoPipe(FileName, NoPipe),
     /// Ports cannot be moved.
     Remap(RemapError),
     /// What CRIU said makes no sense.
@@ -47,6 +50,7 @@ impl fmt::Display for Error {
             Error::ExternalAgain(place) => write!(f, "{place}: comes twice in the image"),
             Error::NoSuchFile(place) => write!(f, "{place}: not in the image"),
             Error::Hold(name, error) => write!(f, "{name}: cannot be held: {}", reason(error)),
+            Error::NoPipe(name, no_pipe) => write!(f, "{name}: {no_pipe}"),
             Error::Remap(error) => error.fmt(f),
             Error::Protocol(error) => write!(f, "CRIU: {error}"),
             Error::NotAPipe(name) => write!(f, "CRIU: {name}: came without a pipe"),

@@ -1,7 +1,7 @@
 //! One file on its way to CRIU.
 
 use crate::error::Error;
-use crate::store::{Piece, Pieces};
+use crate::store::{self, Piece, Pieces};
 use pipe_io::{Endpoint, Kind, splice};
 use std::io::{self, ErrorKind};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -59,6 +59,17 @@ impl Outflow {
             }
         }
         Ok(true)
+    }
+
+    /// Empties one pipe of what is still to be sent into memory, for its descriptor; `false` if
+    /// there is none.
+    pub(crate) fn give_up_a_pipe(&mut self) -> io::Result<bool> {
+        if let Some(Piece::Pipe(_, bytes)) = self.pieces.front_mut() {
+            // What was sent is not there any more.
+            *bytes = bytes.saturating_sub(self.sent as u64);
+            self.sent = 0;
+        }
+        store::give_up_a_pipe(self.pieces.iter_mut())
     }
 
     fn failed(&self, error: io::Error) -> Error {

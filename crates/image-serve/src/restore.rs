@@ -6,6 +6,7 @@ use crate::store::{Found, Pieces, Store};
 use criu_protocol::{Connection, Event, INVENTORY, Listener, ProtocolError};
 use pipe_io::Endpoint;
 use pipe_io::poll::{self, PollFd, PollFlags};
+use std::io;
 use std::os::fd::AsFd;
 use wire_format::FileName;
 
@@ -19,10 +20,10 @@ pub(crate) struct Restore<'a> {
     pub(crate) awaited: usize,
     pub(crate) clients: Vec<Client>,
     pub(crate) outflows: Vec<Outflow>,
-    /// Whether the file was asked for that every restore begins with.
+    /// Whether the file was handed out that every restore begins with.
     pub(crate) begun: bool,
-    /// The first file that was asked for and is gone.
-    pub(crate) gone: Option<FileName>,
+    /// What went wrong first: one connection's misfortune does not end the others.
+    pub(crate) failed: Option<Error>,
 }
 
 /// A connection.
@@ -48,13 +49,13 @@ impl Restore<'_> {
             let ready = self.wait()?;
             // The order keeps the indices of `ready` valid.
             self.pour(&ready.outflows)?;
-            self.hear(&ready.clients)?;
+            self.hear(&ready.clients);
             if ready.connection {
                 self.accept()?;
             }
         }
-        match self.gone {
-            Some(name) => Err(Error::Gone(name)),
+        match self.failed {
+            Some(error) => Err(error),
             None if !self.begun => Err(Error::NotRestored),
             None => Ok(()),
         }
@@ -80,8 +81,9 @@ impl Restore<'_> {
     }
 
     fn accept(&mut self) -> Result<(), Error> {
-        let accepted = self.listener.accept().map_err(ProtocolError::Io)?;
-        let Some(connection) = accepted else { return Ok(()) };
+        self.spare_a_descriptor()?;
+        let connection = self.listener.accept().map_err(ProtocolError::Io)?;
+        let Some(connection) = connection else { return Ok(()) };
         self.clients.push(Client { connection, promised: None });
         self.awaited -= 1;
         if self.awaited == 0 {
@@ -113,22 +115,25 @@ impl Restore<'_> {
     }
 
     /// Answers the clients that have said something. Those that have hung up are dropped.
-    fn hear(&mut self, ready: &[bool]) -> Result<(), Error> {
+    fn hear(&mut self, ready: &[bool]) {
         let mut here = Vec::new();
         let clients = std::mem::take(&mut self.clients);
         for (index, mut client) in clients.into_iter().enumerate() {
             let is_ready = ready.get(index).copied().unwrap_or(false);
-            if !is_ready || self.answer(&mut client)? {
-                here.push(client);
+            match if is_ready { self.answer(&mut client) } else { Ok(true) } {
+                Ok(true) => here.push(client),
+                Ok(false) => {}
+                Err(error) => _ = self.failed.get_or_insert(error),
             }
         }
         self.clients = here;
-        Ok(())
     }
 
     /// Answers all that a client has said; `false` if it has hung up.
     fn answer(&mut self, client: &mut Client) -> Result<bool, Error> {
-        while let Some(event) = client.connection.next_event()? {
+        loop {
+            self.spare_a_descriptor()?;
+            let Some(event) = client.connection.next_event()? else { return Ok(true) };
             match event {
                 Event::HangUp => return Ok(false),
                 Event::Pipe(pipe) => {
@@ -149,16 +154,39 @@ impl Restore<'_> {
                 }
             }
         }
-        Ok(true)
+    }
+
+    /// Sees to it that CRIU can send one more pipe: what cannot be received is lost.
+    fn spare_a_descriptor(&mut self) -> Result<(), Error> {
+        while self.listener.as_fd().try_clone_to_owned().is_err() {
+            if !self.give_up_a_pipe().map_err(Error::System)? {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    fn give_up_a_pipe(&mut self) -> io::Result<bool> {
+        if self.store.give_up_a_pipe()? {
+            return Ok(true);
+        }
+        for outflow in &mut self.outflows {
+            if outflow.give_up_a_pipe()? {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     fn hand_out(&mut self, name: &FileName) -> Option<Pieces> {
-        self.begun |= name.as_str() == INVENTORY;
         match self.store.hand_out(name) {
-            Found::File(pieces) => Some(pieces),
+            Found::File(pieces) => {
+                self.begun |= name.as_str() == INVENTORY;
+                Some(pieces)
+            }
             Found::None => None,
             Found::Gone => {
-                self.gone.get_or_insert_with(|| name.clone());
+                self.failed.get_or_insert_with(|| Error::Gone(name.clone()));
                 None
             }
         }

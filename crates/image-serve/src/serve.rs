@@ -2,17 +2,20 @@
 
 use crate::error::Error;
 use crate::load::{self, Loaded};
-use crate::remap::{FILES, RemapError, remap};
+use crate::remap::{FILES, PortMove, RemapError, remap};
 use crate::restore::Restore;
 use crate::store::Pipes;
 use crate::{Args, NAME};
-use cli::{Cleanup, Counters, Descriptors, Failure, Place, Program, Progress, StreamInput};
+use cli::{
+    Cleanup, Counters, Descriptors, Failure, Place, Program, Progress, StreamInput, UsageError,
+};
 use criu_protocol::{Direction, Listener};
 use pipe_io::inherit;
 use std::sync::Arc;
 
 /// Does what the command line asks for.
 pub(crate) fn run(args: Args) -> Result<(), Failure<Error>> {
+    check_moves(&args.tcp_listen_remap)?;
     let mut descriptors = Descriptors::default();
     let stdin = descriptors.take(&Place::Stdin, inherit::Direction::Input)?;
     let mut progress = Progress::open(args.common.progress_fd.0, &mut descriptors)?;
@@ -50,9 +53,21 @@ pub(crate) fn run(args: Args) -> Result<(), Failure<Error>> {
             clients: Vec::new(),
             outflows: Vec::new(),
             begun: false,
-            gone: None,
+            failed: None,
         };
         restore.run()
     };
     serve().map_err(Failure::Failed)
+}
+
+/// A port cannot move to two others. Two may move to one, if they are of different addresses.
+fn check_moves(moves: &[PortMove]) -> Result<(), UsageError> {
+    let mut rest = moves;
+    while let Some((first, others)) = rest.split_first() {
+        if others.iter().any(|other| other.old == first.old) {
+            return Err(UsageError::Options("--tcp-listen-remap: names a port twice"));
+        }
+        rest = others;
+    }
+    Ok(())
 }

@@ -1,11 +1,12 @@
 //! A file on its way into the store.
 
+use super::packed::Packed;
 use super::pipes::{Filling, Pipes};
 use super::{Piece, Pieces};
 use crate::error::Error;
 use cli::{PayloadError, StreamInput};
 use pipe_io::{Kind, Region, pipe, poll};
-use std::io::{self, Read};
+use std::io::{self, ErrorKind, Read};
 use wire_format::FileName;
 
 /// A file that is not complete.
@@ -17,8 +18,10 @@ pub(crate) struct Incoming {
     /// The file, as long as it is small.
     kept: Vec<u8>,
     pieces: Pieces,
+    /// What is copied, and comes behind the pieces.
+    packed: Option<Packed>,
+    /// What is moved, and comes behind what is packed.
     filling: Option<Filling>,
-    region: Option<Region>,
     /// How much of it is in anonymous memory.
     in_memory: u64,
     /// Whether the last pipe was full of full pages.
@@ -33,6 +36,10 @@ const KEPT_MAX: u64 = 128 << 10;
 /// read it.
 const REGION: usize = 8 << 20;
 
+/// A file has this much in anonymous memory before it gets huge pages, in bytes: the last one may
+/// be used for its first bytes only, and then is an eighth of what is held.
+const SMALL_PAGES: u64 = 16 << 20;
+
 impl Incoming {
     /// The file of this name begins.
     pub(crate) fn new(name: FileName, keep: bool) -> Incoming {
@@ -41,8 +48,8 @@ impl Incoming {
             keep,
             kept: Vec::new(),
             pieces: Pieces::new(),
+            packed: None,
             filling: None,
-            region: None,
             in_memory: 0,
             dense: false,
         }
@@ -78,7 +85,7 @@ impl Incoming {
     }
 
     fn is_open(&self) -> bool {
-        self.filling.is_some() || self.region.is_some()
+        self.filling.is_some() || self.packed.is_some()
     }
 
     /// Reads into ordinary memory. It grows as bytes come, not as they are announced.
@@ -109,111 +116,137 @@ impl Incoming {
         length: u64,
         pipes: &mut Pipes,
     ) -> Result<u64, Error> {
-        if self.filling.is_none() {
-            self.filling = pipes.get(self.pieces.len()).map_err(|error| self.no_room(error))?;
-            if self.filling.is_some() {
-                self.settle_region()?;
-            }
+        if self.filling.is_none() && !pipes.copies() {
+            self.filling = self.get_pipe(pipes)?;
         }
-        match &mut self.filling {
-            None => self.read_some(input, length, pipes),
-            Some(filling) => match input.move_payload_now(&filling.write, length) {
-                Ok(Some(moved)) => {
-                    filling.bytes += moved;
-                    Ok(moved)
-                }
-                Ok(None) if is_full(filling)? => {
-                    self.settle_full(pipes)?;
-                    Ok(0)
-                }
-                Ok(None) => {
-                    poll::wait_readable(input.endpoint()).map_err(Error::System)?;
-                    Ok(0)
-                }
-                Err(PayloadError::Input(error)) => Err(Error::Input(error)),
-                Err(PayloadError::Output(error)) => Err(self.no_room(error)),
-            },
+        let Some(filling) = &mut self.filling else { return self.copy_some(input, length, pipes) };
+        match input.move_payload_now(&filling.write, length) {
+            Ok(Some(moved)) => {
+                filling.bytes += moved;
+                pipes.took_in(moved, false);
+                Ok(moved)
+            }
+            Ok(None) if is_full(filling)? => {
+                self.settle_full(pipes)?;
+                Ok(0)
+            }
+            Ok(None) => {
+                poll::wait_readable(input.endpoint()).map_err(Error::System)?;
+                Ok(0)
+            }
+            Err(PayloadError::Input(error)) => Err(Error::Input(error)),
+            Err(PayloadError::Output(error)) => Err(self.no_room(error)),
         }
     }
 
-    /// Reads some bytes into anonymous memory.
-    fn read_some(
+    fn get_pipe(&self, pipes: &mut Pipes) -> Result<Option<Filling>, Error> {
+        pipes.get().map_err(|no_pipe| Error::NoPipe(self.name.clone(), no_pipe))
+    }
+
+    /// Copies some bytes into the store.
+    fn copy_some(
         &mut self,
         input: &mut StreamInput,
         length: u64,
         pipes: &mut Pipes,
     ) -> Result<u64, Error> {
-        if self.region.as_mut().is_some_and(|region| region.unfilled().is_empty()) {
-            self.settle_region()?;
-        }
-        let region = match &mut self.region {
-            Some(region) => region,
-            none => {
-                // A huge page that is used for its first bytes only is a waste that the first
-                // pieces of a file do not risk.
-                let region = match self.in_memory {
-                    0 => Region::small_pages(REGION),
-                    _ => Region::huge_pages(REGION),
-                };
-                let name = self.name.clone();
-                none.insert(region.map_err(|error| Error::Hold(name, error))?)
-            }
-        };
-        let room = region.unfilled();
-        let wanted = usize::try_from(length).unwrap_or(usize::MAX).min(room.len());
-        let read = input.read_some(room.get_mut(..wanted).unwrap_or_default())?;
-        region.fill(read);
-        self.in_memory += read as u64;
-        pipes.went_to_memory(read as u64);
-        Ok(read as u64)
+        let wanted = usize::try_from(length).unwrap_or(usize::MAX);
+        let copied = self.pack(pipes, wanted, |room| Ok(input.read_some(room)?))?;
+        pipes.took_in(copied, true);
+        Ok(copied)
     }
 
-    fn settle_region(&mut self) -> Result<(), Error> {
-        if let Some(region) = self.region.take() {
-            self.pieces.push_back(Piece::Region(region));
+    /// Packs what `read` puts into the room that it is given, up to `wanted` bytes, behind all that
+    /// is packed.
+    fn pack(
+        &mut self,
+        pipes: &mut Pipes,
+        wanted: usize,
+        read: impl FnOnce(&mut [u8]) -> Result<usize, Error>,
+    ) -> Result<u64, Error> {
+        if self.packed.as_mut().is_some_and(|packed| packed.unfilled().is_empty()) {
+            self.settle_packed(pipes)?;
+        }
+        let mut packed = match self.packed.take() {
+            Some(packed) => packed,
+            None => self.new_packed(pipes)?,
+        };
+        let room = packed.unfilled();
+        let wanted = wanted.min(room.len());
+        let copied = read(room.get_mut(..wanted).unwrap_or_default())?;
+        packed.fill(copied).map_err(|error| self.no_room(error))?;
+        if matches!(packed, Packed::Region(_)) {
+            self.in_memory += copied as u64;
+        }
+        self.packed = Some(packed);
+        Ok(copied as u64)
+    }
+
+    fn new_packed(&self, pipes: &mut Pipes) -> Result<Packed, Error> {
+        if pipes.only() {
+            // `None` is for those who may use memory.
+            if let Some(filling) = self.get_pipe(pipes)? {
+                return Ok(Packed::pipe(filling));
+            }
+        }
+        let region = match self.in_memory < SMALL_PAGES {
+            true => Region::small_pages(REGION),
+            false => Region::huge_pages(REGION),
+        };
+        region.map(Packed::region).map_err(|error| self.no_room(error))
+    }
+
+    fn settle_packed(&mut self, pipes: &mut Pipes) -> Result<(), Error> {
+        if let Some(packed) = self.packed.take() {
+            if let Packed::Pipe(filling, _) = &packed {
+                pipes.was_filled(filling, false);
+            }
+            self.pieces.push_back(packed.settle().map_err(|error| self.no_room(error))?);
         }
         Ok(())
     }
 
-    /// Puts a full pipe away; its bytes go to memory if its pages are half empty.
+    /// Puts a full pipe away; its bytes are copied if its pages are half empty.
     fn settle_full(&mut self, pipes: &mut Pipes) -> Result<(), Error> {
         let Some(filling) = self.filling.take() else { return Ok(()) };
-        // Four fifths: so held memory stays within 1.25 times the image.
-        self.dense = filling.bytes * 5 >= filling.capacity * 4;
-        if self.dense || pipes.only() {
-            self.pieces.push_back(Piece::Pipe(filling.read, filling.bytes));
-            return Ok(());
-        }
-        pipes.was_sparse();
-        self.condense(filling)
+        // Five sixths: so held memory stays within 1.25 times the image, with a little to spare
+        // for what the kernel needs of its own.
+        self.dense = filling.bytes.saturating_mul(6) >= filling.capacity * 5;
+        pipes.was_filled(&filling, !self.dense);
+        if self.dense { self.settle_pipe(filling, pipes) } else { self.condense(filling, pipes) }
     }
 
     /// Puts the last pipe of the file away, which isn't full. How full its pages are cannot be
     /// seen, so unless those before it were full it is not trusted.
     fn settle_last(&mut self, pipes: &mut Pipes) -> Result<(), Error> {
         let Some(filling) = self.filling.take() else { return Ok(()) };
-        let trusted = self.dense && pipe::shrink(&filling.write, filling.bytes as usize);
-        if trusted || pipes.only() {
-            self.pieces.push_back(Piece::Pipe(filling.read, filling.bytes));
-            return Ok(());
+        pipes.was_filled(&filling, false);
+        match self.dense && pipe::shrink(&filling.write, filling.bytes as usize) {
+            true => self.settle_pipe(filling, pipes),
+            false => self.condense(filling, pipes),
         }
-        self.condense(filling)
     }
 
-    /// Moves the contents of a pipe to memory.
-    fn condense(&mut self, filling: Filling) -> Result<(), Error> {
+    fn settle_pipe(&mut self, filling: Filling, pipes: &mut Pipes) -> Result<(), Error> {
+        self.settle_packed(pipes)?;
+        self.pieces.push_back(Piece::Pipe(filling.read, filling.bytes));
+        Ok(())
+    }
+
+    /// Packs the contents of a pipe.
+    fn condense(&mut self, filling: Filling, pipes: &mut Pipes) -> Result<(), Error> {
         let Filling { read, write, bytes, .. } = filling;
         drop(write);
-        let no_room = |error| Error::Hold(self.name.clone(), error);
-        let mut region = Region::small_pages(bytes as usize).map_err(no_room)?;
-        let mut left = bytes as usize;
+        let name = self.name.clone();
+        let mut left = usize::try_from(bytes).unwrap_or(usize::MAX);
         while left > 0 {
-            let room = region.unfilled();
-            let moved = (&read).read(room.get_mut(..left).unwrap_or_default()).map_err(no_room)?;
-            region.fill(moved);
-            left = left.saturating_sub(moved.max(1));
+            let copied = self.pack(pipes, left, |room| match (&read).read(room) {
+                Ok(0) => Err(Error::Hold(name.clone(), ErrorKind::UnexpectedEof.into())),
+                copied => copied.map_err(|error| Error::Hold(name.clone(), error)),
+            })?;
+            left = left.saturating_sub(copied as usize);
         }
-        self.pieces.push_back(Piece::Region(region));
+        pipes.was_emptied();
         Ok(())
     }
 
@@ -221,7 +254,7 @@ impl Incoming {
     pub(crate) fn complete(mut self, pipes: &mut Pipes) -> Result<(FileName, Pieces), Error> {
         self.settle_kept();
         self.settle_last(pipes)?;
-        self.settle_region()?;
+        self.settle_packed(pipes)?;
         Ok((self.name, self.pieces))
     }
 

@@ -7,13 +7,15 @@
 //! stays there. A file may rest in several of these places.
 
 mod incoming;
+mod packed;
 mod pipes;
 
 pub(crate) use incoming::Incoming;
-pub(crate) use pipes::Pipes;
+pub(crate) use pipes::{NoPipe, Pipes};
 
 use pipe_io::{Endpoint, Region};
 use std::collections::{HashMap, VecDeque};
+use std::io::{self, ErrorKind, Read};
 use std::sync::Arc;
 use wire_format::FileName;
 
@@ -51,6 +53,16 @@ pub(crate) struct Store {
     files: HashMap<FileName, Option<Pieces>>,
 }
 
+/// Empties one pipe of these pieces into memory, for its descriptor; `false` if there is none.
+pub(crate) fn give_up_a_pipe<'a>(
+    mut pieces: impl Iterator<Item = &'a mut Piece>,
+) -> io::Result<bool> {
+    match pieces.find(|piece| matches!(piece, Piece::Pipe(..))) {
+        Some(piece) => piece.move_to_memory().map(|()| true),
+        None => Ok(false),
+    }
+}
+
 /// The answer to a request.
 #[derive(Debug)]
 pub(crate) enum Found {
@@ -71,9 +83,33 @@ impl Piece {
             Piece::Pipe(..) | Piece::Region(_) => None,
         }
     }
+
+    /// Reads a pipe's bytes into anonymous memory. All of them are there, so it never waits.
+    fn move_to_memory(&mut self) -> io::Result<()> {
+        let Piece::Pipe(pipe, bytes) = self else { return Ok(()) };
+        let mut left = usize::try_from(*bytes).map_err(io::Error::other)?;
+        let mut region = Region::small_pages(left)?;
+        while left > 0 {
+            let room = region.unfilled();
+            match pipe.read(room.get_mut(..left).unwrap_or_default())? {
+                0 => return Err(ErrorKind::UnexpectedEof.into()),
+                read => {
+                    region.fill(read);
+                    left = left.saturating_sub(read);
+                }
+            }
+        }
+        *self = Piece::Region(region);
+        Ok(())
+    }
 }
 
 impl Store {
+    /// Forgets a file, if there is one of this name.
+    pub(crate) fn remove(&mut self, name: &FileName) {
+        self.files.remove(name);
+    }
+
     /// Takes a complete file. An earlier one of the same name does not count any more.
     pub(crate) fn insert(&mut self, name: FileName, pieces: Pieces) {
         self.files.insert(name, Some(pieces));
@@ -104,6 +140,11 @@ impl Store {
             _ => return None,
         };
         Some(change(bytes).map(|changed| *file = Some([Piece::Kept(changed.into())].into())))
+    }
+
+    /// Empties one pipe into memory, for its descriptor; `false` if there is none.
+    pub(crate) fn give_up_a_pipe(&mut self) -> io::Result<bool> {
+        give_up_a_pipe(self.files.values_mut().flatten().flatten())
     }
 
     /// How many bytes rest in pipes, in anonymous memory, in ordinary memory, and in the regular
