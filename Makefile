@@ -19,7 +19,7 @@ pages := $(wildcard man/*.1 man/*.5 man/*.7)
 binaries := $(filters) criu-image-streamer
 documents := README.md LICENSE
 
-.PHONY: all bench bench-plot demo check install uninstall clean
+.PHONY: all bench bench-plot demo check install uninstall clean fuzz check-load
 
 all:
 	$(CARGO) build --release --locked
@@ -29,6 +29,16 @@ demo: all
 
 check:
 	@contrib/check
+
+# A minute for each target; SECONDS_EACH or RUNS say otherwise.
+fuzz:
+	@fuzz/run
+
+# What takes minutes: 100,000 files, 64 GiB, 200 dumps and restores with a real CRIU (as root).
+check-load:
+	$(CARGO) build --release --workspace --locked
+	$(CARGO) test --release --locked -p tests --test load -- --ignored --nocapture --test-threads 1
+	CRIU="$$(contrib/get-criu)" $(CARGO) test --release --locked -p tests --test real-criu -- --ignored --nocapture
 
 # Options are in the environment: see `bench help`. Only root can use a real CRIU.
 bench:

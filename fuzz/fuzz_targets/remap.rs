@@ -20,12 +20,13 @@ fuzz_target!(|bytes: &[u8]| {
     };
     let file = file.as_slice();
     match bounded(file, 8, || remap(file, &[PortMove { old, new }])) {
-        // Nothing else has changed: there and back it is what it is without a change.
+        // Nothing else has changed: there and back is as staying. Unless something listened on
+        // the new port too, which then goes back with the old one.
         Ok(moved) => {
-            let unmoved = remap(file, &[]).expect("it was well-formed");
-            if let Ok(back) = remap(&moved, &[PortMove { old: new, new: old }]) {
-                let is_alone = !matches!(remap(file, &[PortMove { old: new, new }]), Ok(_));
-                assert!(!is_alone || old == new || back == unmoved || has_padding(file));
+            let to = |old, new| [PortMove { old, new }];
+            let stayed = remap(file, &to(old, old)).expect("it was well-formed");
+            if remap(file, &to(new, new)).is_err() {
+                assert_eq!(remap(&moved, &to(new, old)), Ok(stayed));
             }
             assert_eq!(remap(&moved, &[]).as_ref(), Ok(&moved));
             assert!(moved.len() <= 2 * file.len());
@@ -36,8 +37,3 @@ fuzz_target!(|bytes: &[u8]| {
         Err(RemapError::Malformed | RemapError::NoFiles) => {}
     }
 });
-
-/// A number written longer than it need be comes back shorter.
-fn has_padding(file: &[u8]) -> bool {
-    file.windows(2).any(|pair| pair[0] & 0x80 != 0 && pair[1] == 0)
-}

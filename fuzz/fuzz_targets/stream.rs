@@ -10,7 +10,11 @@ use wire_format::{Body, FileName, Grammar, ReadError, StreamReader};
 
 fuzz_target!(|bytes: &[u8]| {
     if let Some(files) = bounded(bytes, 64, || read(bytes)) {
-        assert_eq!(Ok(files), tests::stream::read_stream(bytes));
+        match tests::stream::read_stream(bytes) {
+            Ok(expected) => assert_eq!(files, expected),
+            // It knows nothing of groups, which protobuf has given up and still allows.
+            Err(cause) => assert!(cause.contains("wire type"), "{cause}"),
+        }
     }
 });
 
