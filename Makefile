@@ -17,7 +17,7 @@ pages := $(wildcard man/*.1 man/*.5 man/*.7)
 
 # What `make install` puts where, by name; `make uninstall` removes the same.
 binaries := $(filters) criu-image-streamer
-documents := README.md LICENSE
+documents := README.md SECURITY.md LICENSE
 
 .PHONY: all bench bench-plot demo check install uninstall clean fuzz check-load
 

@@ -9,6 +9,7 @@ mod criu;
 mod pipeline;
 mod victim;
 
+mod cycles;
 mod directory;
 mod failures;
 mod serving;
