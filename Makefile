@@ -6,23 +6,38 @@ INSTALL ?= install
 PREFIX ?= /usr/local
 EXEC_PREFIX ?= $(PREFIX)
 BINDIR ?= $(EXEC_PREFIX)/bin
+LIBEXECDIR ?= $(EXEC_PREFIX)/libexec
 DATADIR ?= $(PREFIX)/share
 MANDIR ?= $(DATADIR)/man
 DOCDIR ?= $(DATADIR)/doc/criu-stream-utils
+BASHCOMPDIR ?= $(DATADIR)/bash-completion/completions
+ZSHCOMPDIR ?= $(DATADIR)/zsh/site-functions
+FISHCOMPDIR ?= $(DATADIR)/fish/vendor_completions.d
 DESTDIR ?=
 
+# What is built goes to $(CARGO_TARGET_DIR), or target/, and nowhere else: the
+# source tree may be read-only.
 filters := criu-sock-capture shard-split shard-merge image-serve image-extract
-target := $(or $(CARGO_TARGET_DIR),target)/release
-pages := $(wildcard man/*.1 man/*.5 man/*.7)
+built := $(or $(CARGO_TARGET_DIR),target)
+target := $(built)/release
+completions := $(built)/completions
 
 # What `make install` puts where, by name; `make uninstall` removes the same.
-binaries := $(filters) criu-image-streamer
-documents := README.md SECURITY.md LICENSE
+commands := $(wildcard $(addprefix contrib/,criu-image-streamer criu-checkpoint criu-restore criu-migrate))
+helpers := $(wildcard contrib/criu-post-dump)
+pages := $(wildcard man/*.1 man/*.5 man/*.7)
+documents := $(wildcard README.md SECURITY.md CHANGELOG.md LICENSE docs/performance.md contrib/sysctl.d/*.conf)
+binaries := $(filters) $(notdir $(commands))
 
-.PHONY: all bench bench-plot demo check install uninstall clean fuzz check-load
+.PHONY: all completions bench bench-plot demo check check-load check-packages fuzz install install-strip uninstall dist deb rpm clean
 
 all:
-	$(CARGO) build --release --locked
+	$(CARGO) build --release --locked $(filters:%=--package %)
+	@$(MAKE) --no-print-directory completions
+
+# Of the programs, as they are built.
+completions:
+	contrib/completions $(completions) $(filters:%=$(target)/%) $(commands)
 
 demo: all
 	@PATH="$(abspath $(target)):$$PATH" contrib/demo
@@ -50,19 +65,46 @@ bench-plot:
 
 # Doesn't build: `make` as yourself, then `make install` as root.
 install:
-	$(INSTALL) -d "$(DESTDIR)$(BINDIR)" "$(DESTDIR)$(DOCDIR)"
-	$(INSTALL) -m 755 $(filters:%=$(target)/%) contrib/criu-image-streamer "$(DESTDIR)$(BINDIR)"
+	$(INSTALL) -d "$(DESTDIR)$(BINDIR)" "$(DESTDIR)$(DOCDIR)" "$(DESTDIR)$(BASHCOMPDIR)" \
+	    "$(DESTDIR)$(ZSHCOMPDIR)" "$(DESTDIR)$(FISHCOMPDIR)"
+	$(INSTALL) -m 755 $(strip) $(filters:%=$(target)/%) "$(DESTDIR)$(BINDIR)"
+	$(INSTALL) -m 755 $(commands) "$(DESTDIR)$(BINDIR)"
+	$(if $(helpers),$(INSTALL) -d "$(DESTDIR)$(LIBEXECDIR)/criu-stream-utils")
+	$(if $(helpers),$(INSTALL) -m 755 $(helpers) "$(DESTDIR)$(LIBEXECDIR)/criu-stream-utils")
 	$(INSTALL) -m 644 $(documents) "$(DESTDIR)$(DOCDIR)"
+	$(INSTALL) -m 644 $(binaries:%=$(completions)/bash/%) "$(DESTDIR)$(BASHCOMPDIR)"
+	$(INSTALL) -m 644 $(binaries:%=$(completions)/zsh/_%) "$(DESTDIR)$(ZSHCOMPDIR)"
+	$(INSTALL) -m 644 $(binaries:%=$(completions)/fish/%.fish) "$(DESTDIR)$(FISHCOMPDIR)"
 	@set -e; for page in $(pages); do \
 	    section="$(DESTDIR)$(MANDIR)/man$${page##*.}"; \
 	    $(INSTALL) -d "$$section"; \
 	    $(INSTALL) -m 644 "$$page" "$$section"; \
 	done
 
+install-strip:
+	$(MAKE) install strip=--strip
+
 uninstall:
-	rm -f $(binaries:%="$(DESTDIR)$(BINDIR)/%") $(documents:%="$(DESTDIR)$(DOCDIR)/%")
+	rm -f $(binaries:%="$(DESTDIR)$(BINDIR)/%") $(foreach file,$(notdir $(documents)),"$(DESTDIR)$(DOCDIR)/$(file)")
+	rm -f $(foreach file,$(notdir $(helpers)),"$(DESTDIR)$(LIBEXECDIR)/criu-stream-utils/$(file)")
+	rm -f $(binaries:%="$(DESTDIR)$(BASHCOMPDIR)/%") $(binaries:%="$(DESTDIR)$(ZSHCOMPDIR)/_%") \
+	    $(binaries:%="$(DESTDIR)$(FISHCOMPDIR)/%.fish")
 	rm -f $(foreach page,$(notdir $(pages)),"$(DESTDIR)$(MANDIR)/man$(subst .,,$(suffix $(page)))/$(page)")
-	[ ! -d "$(DESTDIR)$(DOCDIR)" ] || rmdir --ignore-fail-on-non-empty "$(DESTDIR)$(DOCDIR)"
+	for dir in "$(DESTDIR)$(DOCDIR)" "$(DESTDIR)$(LIBEXECDIR)/criu-stream-utils"; do \
+	    [ ! -d "$$dir" ] || rmdir --ignore-fail-on-non-empty "$$dir"; \
+	done
+
+# The source tarball, with its crates, of the commit that is checked out.
+dist:
+	@contrib/dist $(built)/dist
+
+# Packages, built in clean roots under $(built)/packages; as root.
+deb rpm:
+	@contrib/packaging/build $@ $(built)/packages
+
+# Builds them all, and tries them in further clean roots.
+check-packages:
+	@contrib/packaging/check $(built)/packages
 
 # Also what contrib/get-criu has fetched, under target/.
 clean:

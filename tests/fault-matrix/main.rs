@@ -6,10 +6,12 @@
 //!
 //!     cargo test -p tests --test fault-matrix -- --nocapture --test-threads 1
 //!
-//! A filter's peers are CRIU, the program before it, the programs after it, the disk, its user
+//! A filter's peers are CRIU, the program before it, the programs after it, `--filter`
+//! commands, the disk, its user
 //! (signals) and whoever starts it (descriptors, limits).
 
 mod capture;
+mod commands;
 mod scene;
 mod serve;
 mod start;
@@ -55,6 +57,9 @@ fn image_extract() {
 fn stream_filter(name: &'static str) {
     let mut table = Table::new(name);
     stream_faults(&mut table);
+    if name.starts_with("shard-") {
+        commands::commands(&mut table);
+    }
     table.show();
 }
 

@@ -78,6 +78,16 @@ impl Scene {
         self.kept.borrow_mut().push(Box::new(something));
     }
 
+    /// The cell's filter.
+    pub(crate) fn filter(&self) -> &'static str {
+        self.filter
+    }
+
+    /// A filter that can be found afterwards, and all that it starts.
+    pub(crate) fn tagged(&self, filter: Filter) -> Filter {
+        filter.env(TAG, &self.tag)
+    }
+
     /// A pipe whose content is collected.
     pub(crate) fn collected(&self) -> OwnedFd {
         let (read_end, write_end) = pipe(None).expect("a pipe");
@@ -107,7 +117,7 @@ impl Scene {
         input: impl Into<OwnedFd>,
         output: impl Into<OwnedFd>,
     ) -> Filter {
-        let filter = filter.env(TAG, &self.tag).progress_apart();
+        let filter = self.tagged(filter).progress_apart();
         match self.filter {
             "criu-sock-capture" => filter
                 .arg("-D")

@@ -7,10 +7,12 @@
 mod bench;
 mod criu;
 mod pipeline;
+mod stamper;
 mod victim;
 
 mod cycles;
 mod directory;
 mod failures;
+mod safety;
 mod serving;
 mod streams;

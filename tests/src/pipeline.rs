@@ -6,8 +6,8 @@
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::fd::OwnedFd;
-use std::os::unix::process::ExitStatusExt;
-use std::path::PathBuf;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Condvar, Mutex};
@@ -99,15 +99,30 @@ impl Filter {
         arguments.into_iter().fold(self, |filter, argument| filter.arg(argument))
     }
 
-    /// A variable of the program's environment.
-    pub fn env(mut self, variable: &str, value: &str) -> Self {
-        self.command.env(variable, value);
-        self
-    }
-
     /// The program's standard error goes there, and is not watched.
     pub fn stderr_to(mut self, endpoint: impl Into<OwnedFd>) -> Self {
         self.command.stderr(endpoint.into());
+        self
+    }
+
+    /// In this directory.
+    pub fn current_dir(mut self, dir: &Path) -> Self {
+        self.command.current_dir(dir);
+        self
+    }
+
+    /// With this in its environment.
+    pub fn env(mut self, name: &str, value: impl AsRef<std::ffi::OsStr>) -> Self {
+        self.command.env(name, value);
+        self
+    }
+
+    /// As a user without privileges, if the test has any.
+    pub fn unprivileged(mut self) -> Self {
+        const NOBODY: u32 = 65534;
+        if nix::unistd::geteuid().is_root() {
+            self.command.gid(NOBODY).uid(NOBODY);
+        }
         self
     }
 

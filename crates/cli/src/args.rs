@@ -7,12 +7,13 @@ use wire_format::FileName;
 
 /// The options that every filter has.
 #[derive(Clone, Debug, clap::Args)]
+#[command(next_help_heading = "Reporting")]
 pub struct CommonArgs {
-    /// Write progress lines to this descriptor
-    #[arg(short, long, value_name = "FD", default_value = "2")]
+    /// Write progress lines to FD [2]
+    #[arg(short, long, value_name = "FD", default_value = "2", hide_default_value = true)]
     pub progress_fd: Fd,
 
-    /// Say more on stderr; on a terminal, show the rate once a second
+    /// Say more on stderr; on a terminal, show the rate
     #[arg(short, long)]
     pub verbose: bool,
 }

@@ -1,8 +1,8 @@
 //! From a command line to an exit status.
 
 use crate::{Counters, UsageError, signals};
-use clap::Parser;
 use clap::error::ErrorKind;
+use clap::{Arg, ArgAction, Command, Parser};
 use std::fmt;
 use std::io::{self, Write};
 use std::process::ExitCode;
@@ -64,7 +64,8 @@ pub fn main<A: Parser, E: fmt::Display>(
     name: &'static str,
     run: impl FnOnce(A) -> Result<(), Failure<E>>,
 ) -> ExitCode {
-    let args = match A::try_parse() {
+    let parsed = command::<A>().try_get_matches();
+    let args = match parsed.and_then(|matches| A::from_arg_matches(&matches)) {
         Ok(args) => args,
         Err(error) => return not_run(name, &error),
     };
@@ -81,11 +82,24 @@ pub fn main<A: Parser, E: fmt::Display>(
     }
 }
 
+/// The command line of a filter. clap's own -h and -V cannot be moved behind the other groups, so
+/// these are ours.
+fn command<A: Parser>() -> Command {
+    let own = |id: &'static str, short, action, help: &'static str| {
+        Arg::new(id).short(short).long(id).action(action).help(help).help_heading("Help")
+    };
+    A::command()
+        .disable_help_flag(true)
+        .disable_version_flag(true)
+        .arg(own("help", 'h', ArgAction::Help, "Print this; with -h, in short"))
+        .arg(own("version", 'V', ArgAction::Version, "Print the version"))
+}
+
 /// Prints the help or the version that was asked for, or what is wrong with the command line.
 fn not_run(name: &str, error: &clap::Error) -> ExitCode {
     match error.kind() {
         ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => {
-            match io::stdout().write_all(error.render().to_string().as_bytes()) {
+            match io::stdout().write_all(compact(&error.render().to_string()).as_bytes()) {
                 Ok(()) => ExitCode::SUCCESS,
                 Err(_) => ExitCode::from(1),
             }
@@ -95,6 +109,13 @@ fn not_run(name: &str, error: &clap::Error) -> ExitCode {
             ExitCode::from(2)
         }
     }
+}
+
+/// A help text without the lines of spaces that clap puts between the paragraphs of an option: so
+/// `--help` fits a screen. The empty lines between the options stay.
+fn compact(help: &str) -> String {
+    let is_kept = |line: &&str| line.is_empty() || !line.trim().is_empty();
+    help.lines().filter(is_kept).flat_map(|line| [line, "\n"]).collect()
 }
 
 /// The first paragraph of clap's message, on one line.

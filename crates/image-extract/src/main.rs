@@ -20,41 +20,62 @@ const NAME: &str = "image-extract";
     name = NAME,
     version,
     about,
-    override_usage = "image-extract -D DIR [-e NAME:FD]... [-p FD] [--sync] [-v] [NAME]...\n       \
-                      image-extract --list [--json]\n       image-extract --verify [-v]",
-    after_help = "Example:\n  zstd -d < image.zst | image-extract -D d && criu restore -D d\n\n\
-                  See image-extract(1)."
+    override_usage = "image-extract -D DIR [OPTION]... [NAME]... < IMAGE\n       \
+                      image-extract --list [--json] < IMAGE\n       \
+                      image-extract --verify [-v] < IMAGE",
+    next_help_heading = "Image",
+    after_help = "Example:\n  zstd -dc image.zst | image-extract -D d && criu restore -D d\n\n\
+                  Manual: image-extract(1), criu-stream-utils(7)"
 )]
 struct Args {
-    /// Put the files into this directory, all of them or none
-    #[arg(short = 'D', long, value_name = "DIR", required_unless_present_any = ["list", "verify"])]
+    /// Unpack into DIR, all files or none
+    ///
+    /// DIR must exist. Files of the same names are replaced.
+    #[arg(
+        short = 'D',
+        long,
+        value_name = "DIR",
+        required_unless_present_any = ["list", "verify"],
+        verbatim_doc_comment
+    )]
     images_dir: Option<PathBuf>,
 
-    /// Write the file NAME to descriptor FD, while it arrives
-    #[arg(short, long = "ext-file-fds", value_name = "NAME:FD", value_delimiter = ',')]
+    /// Write the file NAME to descriptor FD
+    ///
+    /// It is written while it arrives, and not into DIR. Takes a list with
+    /// commas, and may be repeated.
+    #[arg(
+        short,
+        long = "ext-file-fds",
+        value_name = "NAME:FD",
+        value_delimiter = ',',
+        verbatim_doc_comment
+    )]
     external: Vec<ExternalFile>,
 
-    /// Print size and name of each file instead
-    #[arg(long, conflicts_with_all = ["verify", "images_dir", "external", "names"])]
+    /// Print size and name of each file
+    #[arg(long, help_heading = "Instead", conflicts_with_all = ["verify", "images_dir", "external", "names"])]
     list: bool,
 
     /// With --list: print JSON
-    #[arg(long, requires = "list")]
+    #[arg(long, help_heading = "Instead", requires = "list")]
     json: bool,
 
-    /// Only see whether the image is whole
-    #[arg(long, conflicts_with_all = ["images_dir", "external", "names"])]
+    /// Only see whether the image is complete
+    #[arg(long, help_heading = "Instead", conflicts_with_all = ["images_dir", "external", "names"])]
     verify: bool,
 
     /// Have the files on the disk before the exit
-    #[arg(long, conflicts_with_all = ["list", "verify"])]
+    ///
+    /// Their bytes, then their names, of which inventory.img is the last.
+    #[arg(long, conflicts_with_all = ["list", "verify"], verbatim_doc_comment)]
     sync: bool,
 
     #[command(flatten)]
     common: CommonArgs,
 
     /// Unpack only these files
-    #[arg(value_name = "NAME", value_parser = parse_name)]
+    #[arg(help_heading = "Image", value_name = "NAME", value_parser = parse_name)]
     names: Vec<FileName>,
 }
 

@@ -22,28 +22,67 @@ const NAME: &str = "image-serve";
     name = NAME,
     version,
     about,
-    after_help = "Example:\n  zstd -d < image.zst | image-serve -D d &\n  \
-                  criu restore --stream -D d\n\nSee image-serve(1)."
+    override_usage = "image-serve -D DIR [OPTION]... < IMAGE",
+    next_help_heading = "Image",
+    after_help = "Example:\n  zstd -dc image.zst | image-serve -D d &\n  \
+                  criu restore --stream -D d            # after the line socket-init\n\n\
+                  Manual: image-serve(1), criu-stream-utils(7)"
 )]
 struct Args {
-    /// Make the socket for `criu restore --images-dir DIR` in this directory
-    #[arg(short = 'D', long, value_name = "DIR")]
+    /// Listen for `criu restore --stream -D DIR`
+    ///
+    /// The socket is DIR/streamer-serve.sock. DIR must exist.
+    #[arg(short = 'D', long, value_name = "DIR", verbatim_doc_comment)]
     images_dir: PathBuf,
 
-    /// Write the file NAME to descriptor FD, while it arrives
-    #[arg(short, long = "ext-file-fds", value_name = "NAME:FD", value_delimiter = ',')]
+    /// Write the file NAME to descriptor FD
+    ///
+    /// It is written while it arrives, and CRIU does not get it. Takes a list
+    /// with commas, and may be repeated.
+    #[arg(
+        short,
+        long = "ext-file-fds",
+        value_name = "NAME:FD",
+        value_delimiter = ',',
+        verbatim_doc_comment
+    )]
     external: Vec<ExternalFile>,
 
-    /// Serve so many connections, and end when the last has gone
-    #[arg(long, value_name = "N", default_value = "1")]
+    /// Serve N connections, then end [1]
+    #[arg(
+        long,
+        value_name = "N",
+        default_value = "1",
+        hide_default_value = true,
+        help_heading = "Serving"
+    )]
     clients: NonZeroUsize,
 
-    /// What listened on TCP port OLD is to listen on NEW
-    #[arg(long, value_name = "OLD:NEW", value_delimiter = ',')]
+    /// Move what listens on TCP port OLD to NEW
+    ///
+    /// Takes a list with commas, and may be repeated.
+    #[arg(
+        long,
+        value_name = "OLD:NEW",
+        value_delimiter = ',',
+        help_heading = "Serving",
+        verbatim_doc_comment
+    )]
     tcp_listen_remap: Vec<remap::PortMove>,
 
-    /// Where to hold the image until CRIU reads it
-    #[arg(long, value_name = "WHERE", value_enum, default_value = "auto")]
+    /// Hold it in pipe, memory, or both [auto]
+    ///
+    /// auto is pipe, and memory where that runs out.
+    #[arg(
+        long,
+        value_name = "WHERE",
+        value_enum,
+        default_value = "auto",
+        hide_possible_values = true,
+        hide_default_value = true,
+        help_heading = "Serving",
+        verbatim_doc_comment
+    )]
     store: store::Choice,
 
     #[command(flatten)]

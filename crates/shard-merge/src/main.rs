@@ -1,11 +1,14 @@
 //! `shard-merge` puts shards back into one image stream, in order.
 
+mod claims;
 mod error;
 mod merge;
 mod shard;
 
 use clap::Parser;
 use cli::{CommonArgs, Fd};
+use std::num::NonZeroU16;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 const NAME: &str = "shard-merge";
@@ -16,20 +19,39 @@ const NAME: &str = "shard-merge";
     name = NAME,
     version,
     about,
-    after_help = "Example:\n  shard-merge -s 10,11 10< <(zstd -d < 0.zst) 11< <(zstd -d < 1.zst) | \
-                  image-serve -D d\n\nSee shard-merge(1)."
+    override_usage = "shard-merge [OPTION]... [INPUT]... > IMAGE\n       \
+                      shard-merge [-n N] --filter COMMAND > IMAGE",
+    next_help_heading = "Shards",
+    after_help = "Examples:\n  shard-merge a.img b.img | image-serve -D d\n  \
+                  shard-merge -n 4 --filter 'zstd -d < $SHARD.zst' | image-serve -D d\n\n\
+                  Manual: shard-merge(1), criu-stream-utils(7)"
 )]
 struct Args {
-    /// Read the shards from these descriptors, in any order
-    #[arg(
-        short,
-        long,
-        value_name = "FD",
-        value_delimiter = ',',
-        default_value = "0",
-        hide_default_value = true
-    )]
+    /// Read shards from these descriptors
+    ///
+    /// All of them, in any order; from stdin if no shard is named. Takes a
+    /// list with commas, and may be repeated.
+    #[arg(short, long, value_name = "FD", value_delimiter = ',', verbatim_doc_comment)]
     shard_fds: Vec<Fd>,
+
+    /// Read shards from these files, FIFOs or UNIX sockets
+    #[arg(value_name = "INPUT")]
+    inputs: Vec<PathBuf>,
+
+    /// Run so many commands [default: one a CPU]
+    #[arg(short = 'n', long, value_name = "N", requires = "filter")]
+    shards: Option<NonZeroU16>,
+
+    /// Read each shard from a shell command
+    ///
+    /// SHARD and SHARDS are in its environment.
+    #[arg(
+        long,
+        value_name = "COMMAND",
+        conflicts_with_all = ["shard_fds", "inputs"],
+        verbatim_doc_comment
+    )]
+    filter: Option<String>,
 
     #[command(flatten)]
     common: CommonArgs,

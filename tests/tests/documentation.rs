@@ -1,0 +1,216 @@
+//! The texts that users live by say what the programs do: `--help` and the man
+//! pages have the same options, and every message is explained.
+//!
+//! That the examples work is shown by `contrib/run-examples`.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use tests::pipeline::Filter;
+
+const FILTERS: [&str; 5] =
+    ["criu-sock-capture", "shard-split", "shard-merge", "image-serve", "image-extract"];
+
+/// Lines and columns of a screen, and what scrolls by without being lost.
+const SCREEN: (usize, usize) = (50, 80);
+
+/// Of the short form.
+const SHORT: usize = 30;
+
+/// The commands that are scripts, as far as they are here.
+const SCRIPTS: [&str; 4] =
+    ["criu-image-streamer", "criu-checkpoint", "criu-restore", "criu-migrate"];
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
+}
+
+fn read(path: impl AsRef<Path>) -> String {
+    let path = root().join(path);
+    fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
+
+fn help(name: &str, option: &str) -> String {
+    let told = Filter::new(name).arg(option).run(&[]);
+    told.succeeded();
+    String::from_utf8(told.stdout).expect("UTF-8")
+}
+
+/// The options of a help text: `-D --images-dir DIR`.
+fn options_of_help(name: &str) -> BTreeSet<String> {
+    options_of_text(&help(name, "--help"))
+}
+
+/// The same of a script in contrib.
+fn options_of_script(name: &str) -> BTreeSet<String> {
+    let script = root().join("contrib").join(name);
+    let told = Command::new(script).arg("--help").output().expect("start the script");
+    assert!(told.status.success(), "{name} --help: {}", told.status);
+    options_of_text(&String::from_utf8(told.stdout).expect("UTF-8"))
+}
+
+fn options_of_text(help: &str) -> BTreeSet<String> {
+    let options = help.lines().map(str::trim).filter(|line| line.starts_with('-'));
+    // What an option does may stand behind it, after two spaces.
+    let options = options.map(|line| line.split("  ").next().unwrap_or(line));
+    options.map(|line| line.replace(',', "").replace(['<', '>'], "").replace("...", "")).collect()
+}
+
+/// The options of a man page: its tags that begin with a flag.
+fn options_of_page(name: &str) -> BTreeSet<String> {
+    let page = read(format!("man/{name}.1")).replace("\\-", "-");
+    page.lines().filter_map(|line| line.strip_prefix(".It ")).filter_map(option_of_tag).collect()
+}
+
+/// `Fl e , Fl -ext-file-fds Ar NAME : Ns Ar FD` is `-e --ext-file-fds NAME:FD`.
+fn option_of_tag(tag: &str) -> Option<String> {
+    let mut words = tag.split_whitespace();
+    let (mut flags, mut argument) = (Vec::new(), String::new());
+    while let Some(word) = words.next() {
+        match word {
+            "Fl" => flags.push(format!("-{}", words.next()?)),
+            "Ar" | "Ns" => {}
+            // What parts two flags is not of the argument.
+            "," if argument.is_empty() => {}
+            part => argument.push_str(part),
+        }
+    }
+    let argument = argument.replace(",...", "");
+    (!flags.is_empty()).then(|| format!("{} {argument}", flags.join(" ")).trim_end().to_owned())
+}
+
+#[test]
+fn help_and_man_page_have_the_same_options() {
+    for name in FILTERS {
+        assert_eq!(options_of_help(name), options_of_page(name), "{name}: --help, and the page");
+    }
+    for name in SCRIPTS.into_iter().filter(|name| root().join("contrib").join(name).exists()) {
+        assert_eq!(options_of_script(name), options_of_page(name), "{name}: --help, and the page");
+    }
+}
+
+#[test]
+fn options_stand_in_alphabetical_order_in_the_man_page() {
+    for name in FILTERS {
+        let page = read(format!("man/{name}.1"));
+        let tags = page.lines().filter_map(|line| line.strip_prefix(".It Fl "));
+        let first = |tag: &str| tag.split_whitespace().next().unwrap_or("").replace("\\-", "");
+        let keys: Vec<String> = tags.map(first).collect();
+        let mut sorted = keys.clone();
+        sorted.sort_by_key(|key| (key.to_lowercase(), key.chars().any(char::is_lowercase)));
+        assert_eq!(keys, sorted, "{name}.1");
+    }
+}
+
+#[test]
+fn help_fits_a_screen_and_ends_with_an_example_and_the_manual() {
+    for name in FILTERS {
+        for (option, limit) in [("--help", SCREEN.0), ("-h", SHORT)] {
+            let text = help(name, option);
+            let lines = text.lines().count();
+            assert!(lines <= limit, "{name} {option}: {lines} lines");
+            for line in text.lines() {
+                assert!(line.len() <= SCREEN.1, "{name} {option}: too wide: {line}");
+                assert_eq!(line.trim_end(), line, "{name} {option}: ends with a space");
+            }
+            let (_, end) = text.split_once("\nExample:\n").expect("an example");
+            let last = end.lines().last().unwrap_or("");
+            assert!(last.starts_with(&format!("Manual: {name}(1)")), "{name} {option}: {last}");
+        }
+        let (short, long) = (help(name, "-h"), help(name, "--help"));
+        assert!(short.lines().count() < long.lines().count(), "{name}: -h is no shorter");
+    }
+}
+
+/// Where messages come from, and the pages that explain them beside
+/// criu-stream-utils(7).
+const MESSAGES: [(&str, &[&str]); 14] = [
+    ("criu-sock-capture/src/error.rs", &["criu-sock-capture"]),
+    ("image-extract/src/error.rs", &["image-extract"]),
+    ("image-serve/src/error.rs", &["image-serve"]),
+    ("image-serve/src/remap.rs", &["image-serve"]),
+    ("shard-merge/src/error.rs", &["shard-merge"]),
+    ("shard-split/src/error.rs", &["shard-split"]),
+    ("cli/src/descriptors.rs", &[]),
+    ("cli/src/stream_input.rs", &[]),
+    ("criu-protocol/src/connection.rs", &[]),
+    ("criu-protocol/src/listener.rs", &[]),
+    ("pipe-io/src/inherit.rs", &[]),
+    ("wire-format/src/grammar.rs", &[]),
+    ("wire-format/src/marker.rs", &[]),
+    ("wire-format/src/reader.rs", &[]),
+];
+
+#[test]
+fn every_message_is_explained_under_diagnostics() {
+    let shared = diagnostics("man/criu-stream-utils.7");
+    let mut missing = Vec::new();
+    for (file, pages) in MESSAGES {
+        let own: Vec<_> = pages.iter().map(|page| diagnostics(&format!("man/{page}.1"))).collect();
+        let messages = messages(&read(format!("crates/{file}")));
+        for message in messages {
+            // What is only a place and the system's reason says nothing of ours.
+            let pieces = pieces(&message);
+            if pieces.iter().all(|piece| piece.chars().filter(|c| c.is_alphabetic()).count() < 4) {
+                continue;
+            }
+            let explains = |tag: &&String| holds_in_order(tag, &pieces);
+            if own.iter().flatten().chain(&shared).find(explains).is_none() {
+                missing.push(format!("{file}: {message}"));
+            }
+        }
+    }
+    assert!(missing.is_empty(), "no page explains:\n{}", missing.join("\n"));
+}
+
+/// The messages of a page that are explained: the tags of its lists of them.
+fn diagnostics(page: &str) -> Vec<String> {
+    let page = read(page).replace("\\\n", "").replace("\\-", "-");
+    let (_, rest) = page.split_once("\n.Sh DIAGNOSTICS\n").expect("a section DIAGNOSTICS");
+    let section = rest.split("\n.Sh ").next().unwrap_or("");
+    section.lines().filter_map(|line| line.strip_prefix(".It ")).map(String::from).collect()
+}
+
+/// The string literals in a source file's implementations of `Display`.
+fn messages(source: &str) -> Vec<String> {
+    let mut found = Vec::new();
+    for implementation in source.split("fmt::Display for ").skip(1) {
+        let end = implementation.find("\n}").expect("the end of the implementation");
+        let body = &implementation[..end];
+        let code: Vec<&str> =
+            body.lines().filter(|line| !line.trim_start().starts_with("//")).collect();
+        let code = code.join("\n");
+        // Quotes part code from literals.
+        let literals = code.split('"').skip(1).step_by(2);
+        found.extend(literals.map(|literal| {
+            let lines = literal.split("\\\n").map(str::trim_start);
+            lines.collect::<Vec<_>>().join("")
+        }));
+    }
+    found
+}
+
+/// What stands between the placeholders of a format string.
+fn pieces(message: &str) -> Vec<String> {
+    let parts = message.split('{').enumerate();
+    parts
+        .map(|(n, part)| {
+            let text = if n == 0 { Some(part) } else { part.split_once('}').map(|(_, text)| text) };
+            text.unwrap_or("").to_owned()
+        })
+        .filter(|piece| !piece.is_empty())
+        .collect()
+}
+
+fn holds_in_order(text: &str, pieces: &[String]) -> bool {
+    let mut rest = text;
+    pieces.iter().all(|piece| match rest.split_once(piece.as_str()) {
+        Some((_, after)) => {
+            rest = after;
+            true
+        }
+        None => false,
+    })
+}
