@@ -42,7 +42,7 @@ pub(crate) fn commands(table: &mut Table) {
         ("killed at byte 0", first("kill -9 $$")),
         ("killed in a payload", first(&format!("{half}\nkill -9 $$"))),
         ("killed after the image", first(&format!("{all}\nkill -9 $$"))),
-        ("is not there", first("exec /no/such/command")),
+        ("is not there", first("exec 2>/dev/null; exec /no/such/command")),
     ] {
         let message = match fault {
             "gone in a payload, status 0" if merges => "shard 0 *: truncated after 20 bytes",

@@ -341,10 +341,10 @@ fn filters_that_read_foreign_bytes_can_gain_no_privileges() {
     }
 }
 
-/// The man pages say that these need no capability.
+/// As SECURITY.md says.
 #[test]
-fn split_merge_and_extract_need_no_capabilities() {
-    const TEST: &str = "split_merge_and_extract_need_no_capabilities";
+fn filters_need_no_capabilities() {
+    const TEST: &str = "filters_need_no_capabilities";
     let root = Uid::effective().is_root();
     let setpriv: &[&str] = match root {
         true => &["setpriv", "--bounding-set=-all", "--inh-caps=-all", "--no-new-privs"],
@@ -367,6 +367,21 @@ fn split_merge_and_extract_need_no_capabilities() {
     let extract = Filter::under(setpriv, "image-extract").args(["--sync", "-D"]).arg(&dir);
     extract.progress_apart().run(&merged.stdout).succeeded();
     assert_eq!(files_in(&dir)["inventory.img"], b"everything");
+
+    // Nor do those that speak with a CRIU of the same user.
+    let capture = Filter::under(setpriv, "criu-sock-capture").arg("-D").arg(&dir);
+    let capture = Capture::start(capture.progress_apart());
+    let mut client = DumpClient::connect(&dir).expect("the socket is there");
+    client.send("inventory.img", b"all").expect("capture reads");
+    drop(client);
+    capture.finish().succeeded();
+    let serve = Filter::under(setpriv, "image-serve").arg("-D").arg(&dir).progress_apart();
+    let serve = filters::start_serve(serve, &small_stream());
+    serve.wait_for("socket-init");
+    let mut client = RestoreClient::connect(&dir).expect("the socket is there");
+    client.read("inventory.img").expect("a reply").expect("the inventory");
+    drop(client);
+    serve.finish().succeeded();
 
     // The tool has done what it was asked for.
     let mut cat = Command::new(setpriv[0]);

@@ -21,6 +21,15 @@ impl Cleanup {
         Cleanup { path }
     }
 
+    /// Makes something, and registers its path. A signal that ends the program comes before both
+    /// or after both: there is no moment at which it would leave behind what was just made.
+    pub fn of<T, E>(make: impl FnOnce() -> Result<(T, PathBuf), E>) -> Result<(T, Cleanup), E> {
+        let mut paths = registered();
+        let (made, path) = make()?;
+        paths.push(path.clone());
+        Ok((made, Cleanup { path }))
+    }
+
     /// Keeps the path: it is what it was meant to be.
     pub fn keep(self) {
         unregister(&self.path);

@@ -29,9 +29,12 @@ pub(crate) fn run(args: Args) -> Result<(), Failure<Error>> {
     let capture = || {
         program.attend_signals(&counters).map_err(Error::System)?;
         program.confine();
-        let listener =
-            Listener::bind(&args.images_dir, Direction::Capture).map_err(Error::Listen)?;
-        let socket = Cleanup::new(listener.path());
+        let (listener, socket) = Cleanup::of(|| {
+            let listener = Listener::bind(&args.images_dir, Direction::Capture)?;
+            let path = listener.path().to_owned();
+            Ok((listener, path))
+        })
+        .map_err(Error::Listen)?;
         let mut output = StreamOutput::new(stdout, Arc::clone(&counters));
         output.identify(new_image_id().map_err(Error::System)?);
         let inflows = external

@@ -40,8 +40,8 @@ impl Directory {
         let fd = open(&path, flags | OFlag::O_RDONLY, Mode::empty()).map_err(failed)?;
         let random = cli::new_image_id().map_err(Error::System)?;
         let name = format!(".image-extract.{random}");
-        mkdirat(&fd, name.as_str(), Mode::S_IRWXU).map_err(failed)?;
-        let cleanup = Cleanup::new(path.join(&name));
+        let make = || mkdirat(&fd, name.as_str(), Mode::S_IRWXU).map(|()| ((), path.join(&name)));
+        let ((), cleanup) = Cleanup::of(make).map_err(failed)?;
         let unfinished =
             openat(&fd, name.as_str(), flags | OFlag::O_NOFOLLOW, Mode::empty()).map_err(failed)?;
         Ok(Directory { path, fd, unfinished, _cleanup: cleanup, names: HashSet::new(), sync })
