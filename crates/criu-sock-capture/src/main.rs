@@ -45,14 +45,11 @@ struct Args {
     )]
     external: Vec<ExternalFile>,
 
-    /// End the stream at inventory.img, while CRIU still waits to hear that it is safe
+    /// End the stream when inventory.img is complete
     ///
-    /// The stream ends when `inventory.img` and every other file that is open, external ones
-    /// included, are complete, and not when CRIU hangs up; so an action script can wait at
-    /// `post-dump` until the image is stored. A CRIU that does not wait there is an error, and so
-    /// is a file that comes after `inventory.img`: here as long as the stream has not ended, and
-    /// in CRIU, whose dump then fails, after that.
-    #[arg(long)]
+    /// And not when CRIU hangs up: so its action script can wait until the
+    /// image is stored, and only then let the process go.
+    #[arg(long, verbatim_doc_comment)]
     end_at_inventory: bool,
 
     #[command(flatten)]
