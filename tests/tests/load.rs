@@ -180,7 +180,7 @@ fn an_image_of_100_000_files_arrives() {
     let stream = joined(&extracted);
     let (input, feed) = pipe(None).expect("a pipe");
     let running = serve(dir.path()).time_limit(PATIENCE).stdin(input).start();
-    let feeding = thread::spawn(move || File::from(OwnedFd::from(feed)).write_all(&stream));
+    let feeding = thread::spawn(move || File::from(feed).write_all(&stream));
     running.wait_for("socket-init");
     feeding.join().expect("fed").expect("serve reads");
     let mut criu = RestoreClient::connect(dir.path()).expect("the socket is there");
