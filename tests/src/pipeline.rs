@@ -6,8 +6,8 @@
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::fd::OwnedFd;
-use std::os::unix::process::ExitStatusExt;
-use std::path::PathBuf;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Condvar, Mutex};
@@ -79,6 +79,27 @@ impl Filter {
     /// More arguments.
     pub fn args<A: AsRef<std::ffi::OsStr>>(self, arguments: impl IntoIterator<Item = A>) -> Self {
         arguments.into_iter().fold(self, |filter, argument| filter.arg(argument))
+    }
+
+    /// In this directory.
+    pub fn current_dir(mut self, dir: &Path) -> Self {
+        self.command.current_dir(dir);
+        self
+    }
+
+    /// With this in its environment.
+    pub fn env(mut self, name: &str, value: impl AsRef<std::ffi::OsStr>) -> Self {
+        self.command.env(name, value);
+        self
+    }
+
+    /// As a user without privileges, if the test has any.
+    pub fn unprivileged(mut self) -> Self {
+        const NOBODY: u32 = 65534;
+        if nix::unistd::geteuid().is_root() {
+            self.command.gid(NOBODY).uid(NOBODY);
+        }
+        self
     }
 
     /// The program inherits `endpoint` as its descriptor `number`.

@@ -3,7 +3,7 @@
 use serde::Serialize;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// Bytes and times of each shard, or of the one stream of a program without shards.
 ///
@@ -12,6 +12,7 @@ use std::time::Instant;
 pub struct Counters {
     /// When the first byte was counted.
     start: OnceLock<Instant>,
+    reports_blocked: bool,
     shards: Box<[ShardCounter]>,
 }
 
@@ -20,6 +21,8 @@ struct ShardCounter {
     bytes: AtomicU64,
     /// Milliseconds from `start`, plus one; 0 while the shard goes on.
     ended: AtomicU64,
+    /// Microseconds.
+    blocked: AtomicU64,
 }
 
 #[derive(Serialize)]
@@ -31,6 +34,8 @@ struct Report {
 struct ShardReport {
     size: u64,
     transfer_duration_millis: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    blocked_millis: Option<u64>,
 }
 
 impl Counters {
@@ -38,8 +43,14 @@ impl Counters {
     pub fn new(shards: usize) -> Counters {
         Counters {
             start: OnceLock::new(),
+            reports_blocked: false,
             shards: std::iter::repeat_with(ShardCounter::default).take(shards).collect(),
         }
+    }
+
+    /// The same for a program that also tells how long each shard kept it waiting.
+    pub fn with_blocked(shards: usize) -> Counters {
+        Counters { reports_blocked: true, ..Counters::new(shards) }
     }
 
     /// Counts bytes that went into or came out of a shard.
@@ -47,6 +58,13 @@ impl Counters {
         self.start.get_or_init(Instant::now);
         if let Some(counter) = self.shards.get(shard) {
             counter.bytes.fetch_add(bytes, Ordering::Relaxed);
+        }
+    }
+
+    /// Notes that a shard kept the program waiting for so long.
+    pub fn blocked(&self, shard: usize, time: Duration) {
+        if let Some(counter) = self.shards.get(shard) {
+            counter.blocked.fetch_add(time.as_micros() as u64, Ordering::Relaxed);
         }
     }
 
@@ -62,7 +80,8 @@ impl Counters {
         self.shards.iter().map(|counter| counter.bytes.load(Ordering::Relaxed)).sum()
     }
 
-    /// `{"shards":[{"size":BYTES,"transfer_duration_millis":MS},…]}`
+    /// `{"shards":[{"size":BYTES,"transfer_duration_millis":MS},…]}`, and `"blocked_millis":MS` in
+    /// each where that is counted.
     pub fn json(&self) -> String {
         let now = self.elapsed_millis();
         let shards = self.shards.iter().map(|counter| ShardReport {
@@ -71,6 +90,9 @@ impl Counters {
                 0 => now,
                 ended => ended - 1,
             },
+            blocked_millis: self
+                .reports_blocked
+                .then(|| counter.blocked.load(Ordering::Relaxed) / 1000),
         });
         // Numbers in a struct: this has no way to fail.
         serde_json::to_string(&Report { shards: shards.collect() }).unwrap_or_default()

@@ -1,6 +1,6 @@
 //! Taking over the descriptors that a command line names.
 
-use crate::Place;
+use crate::{Place, ShardEnd};
 use pipe_io::Endpoint;
 use pipe_io::inherit::{Direction, Refusal};
 use std::fmt;
@@ -23,6 +23,8 @@ pub enum UsageError {
     NamedTwice(RawFd, Place, Place),
     /// An external file with two descriptors.
     NameTwice(FileName),
+    /// Two operands that are one file.
+    SameFile(Place, Place),
     /// Options that do not go together, or that lack one another.
     Options(&'static str),
 }
@@ -35,6 +37,9 @@ impl Descriptors {
             Place::Stdin => 0,
             Place::Stdout => 1,
             Place::Shard { fd, .. } | Place::External { fd, .. } | Place::Progress { fd } => *fd,
+            Place::ShardFile { .. } | Place::ShardFilter { .. } => {
+                return Err(UsageError::Refused(place.clone(), Refusal::NotOpen));
+            }
         };
         self.claim(number, place)?;
         let endpoint = Endpoint::inherit(number, direction)
@@ -50,12 +55,13 @@ impl Descriptors {
         &mut self,
         fds: impl IntoIterator<Item = RawFd>,
         direction: Direction,
-    ) -> Result<Vec<(Place, Endpoint)>, UsageError> {
+    ) -> Result<Vec<ShardEnd>, UsageError> {
         fds.into_iter()
             .enumerate()
             .map(|(index, fd)| {
                 let place = Place::Shard { index, fd };
-                Ok((place.clone(), self.take(&place, direction)?))
+                let endpoint = self.take(&place, direction)?;
+                Ok(ShardEnd { place, endpoint, file: None })
             })
             .collect()
     }
@@ -98,6 +104,9 @@ impl fmt::Display for UsageError {
                 write!(f, "{second}: descriptor {number} is already used: {first}")
             }
             UsageError::NameTwice(name) => write!(f, "external file {name}: named twice"),
+            UsageError::SameFile(first, second) => {
+                write!(f, "{second}: the same file as {first}")
+            }
             UsageError::Options(message) => f.write_str(message),
         }
     }

@@ -7,24 +7,30 @@
 
 mod args;
 mod cleanup;
+mod commands;
 mod counters;
 mod descriptors;
 mod identity;
+mod operands;
 mod place;
 mod program;
 mod progress;
+mod shards;
 mod signals;
 mod stream_input;
 mod stream_output;
 
 pub use args::{CommonArgs, ExternalFile, Fd};
 pub use cleanup::Cleanup;
+pub use commands::{CommandError, Commands};
 pub use counters::Counters;
 pub use descriptors::{Descriptors, UsageError};
 pub use identity::new_image_id;
+pub use operands::OutputFile;
 pub use pipe_io::reason;
 pub use place::Place;
 pub use program::{Failure, Program, main};
 pub use progress::Progress;
+pub use shards::{OpenError, ShardEnd, ShardPlan};
 pub use stream_input::{InputError, PayloadError, StreamInput};
 pub use stream_output::{OutputError, SourceError, StreamOutput};

@@ -2,9 +2,10 @@
 
 use std::fmt;
 use std::os::fd::RawFd;
+use std::path::PathBuf;
 use wire_format::FileName;
 
-/// A descriptor's part in the program.
+/// A part that a descriptor, a file or a command has in the program.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Place {
     /// Descriptor 0, read as an image stream.
@@ -17,6 +18,20 @@ pub enum Place {
         index: usize,
         /// Its descriptor.
         fd: RawFd,
+    },
+    /// A shard that an operand names.
+    ShardFile {
+        /// Its place on the command line, counted from 0.
+        index: usize,
+        /// The operand.
+        path: PathBuf,
+    },
+    /// A shard that a command writes or reads.
+    ShardFilter {
+        /// What the command knows as `SHARD`.
+        index: usize,
+        /// The command.
+        command: String,
     },
     /// A file that is not CRIU's, woven into the image.
     External {
@@ -38,8 +53,36 @@ impl fmt::Display for Place {
             Place::Stdin => f.write_str("stdin"),
             Place::Stdout => f.write_str("stdout"),
             Place::Shard { index, fd } => write!(f, "shard {index} (fd {fd})"),
+            Place::ShardFile { index, path } => write!(f, "shard {index} ({})", path.display()),
+            Place::ShardFilter { index, command } => {
+                write!(f, "shard {index} ({})", abridged(command))
+            }
             Place::External { name, fd } => write!(f, "external file {name} (fd {fd})"),
             Place::Progress { fd } => write!(f, "progress (fd {fd})"),
         }
+    }
+}
+
+/// The command on one line, and not a long one: the start tells it from others.
+fn abridged(command: &str) -> String {
+    const LONGEST: usize = 40;
+    let words: Vec<_> = command.split_whitespace().collect();
+    let line = words.join(" ");
+    match line.char_indices().nth(LONGEST) {
+        Some((end, _)) => format!("{}...", line.get(..end).unwrap_or_default()),
+        None => line,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_command_takes_one_line_of_a_message() {
+        let place = |command: &str| Place::ShardFilter { index: 2, command: command.into() };
+        assert_eq!(place("zstd |\n  cat").to_string(), "shard 2 (zstd | cat)");
+        let long = place(&"é".repeat(100)).to_string();
+        assert_eq!(long, format!("shard 2 ({}...)", "é".repeat(40)));
     }
 }

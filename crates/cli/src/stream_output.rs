@@ -1,11 +1,9 @@
 //! Writing an image stream.
 
 use crate::{Counters, Place, reason};
-use pipe_io::poll::{self, PollFd, PollFlags};
-use pipe_io::{Endpoint, Kind, MoveError, Mover, splice};
+use pipe_io::{Endpoint, MoveError, Mover};
 use std::fmt;
-use std::io::{self, ErrorKind};
-use std::os::fd::AsFd;
+use std::io;
 use std::sync::Arc;
 use wire_format::{Body, FileName, ImageId, StreamWriter};
 
@@ -67,45 +65,33 @@ impl StreamOutput {
 
     /// Moves the data that was announced, all of it.
     pub fn payload(&mut self, from: &Endpoint, length: u32) -> Result<(), SourceError> {
-        self.flush().map_err(SourceError::Output)?;
-        let mut left = u64::from(length);
+        let mut left = length;
         while left > 0 {
-            let moved = self.move_some(from, left).map_err(|error| match error {
-                MoveError::Input(error) => {
-                    SourceError::Source(u64::from(length) - left, Some(error))
-                }
-                MoveError::Output(error) => SourceError::Output(OutputError(error)),
-            })?;
-            if moved == 0 {
-                return Err(SourceError::Source(u64::from(length) - left, None));
-            }
-            left -= moved as u64;
-            self.count(left);
+            left -= self.some_payload(from, length, left)?;
         }
         Ok(())
     }
 
-    /// Moves some bytes. While the source has none, it is noticed if the stream's reader goes.
-    fn move_some(&mut self, from: &Endpoint, length: u64) -> Result<usize, MoveError> {
-        let to = self.writer.get_ref();
-        if from.kind() == Kind::Pipe && to.kind() == Kind::Pipe {
-            match splice::splice_now(from, to, length as usize) {
-                Err(error) if error.kind() == ErrorKind::WouldBlock => {}
-                moved => return moved.map_err(MoveError::Output),
+    /// Moves some of the last `left` bytes of announced data, and returns how many.
+    pub fn some_payload(
+        &mut self,
+        from: &Endpoint,
+        length: u32,
+        left: u32,
+    ) -> Result<u32, SourceError> {
+        self.flush().map_err(SourceError::Output)?;
+        let before = u64::from(length - left);
+        match self.mover.some(from, self.writer.get_ref(), left.into()) {
+            Ok(0) => Err(SourceError::Source(before, None)),
+            Ok(moved) => {
+                // Not more than `left`.
+                let moved = moved as u32;
+                self.count((left - moved).into());
+                Ok(moved)
             }
+            Err(MoveError::Input(error)) => Err(SourceError::Source(before, Some(error))),
+            Err(MoveError::Output(error)) => Err(SourceError::Output(OutputError(error))),
         }
-        if matches!(from.kind(), Kind::Pipe | Kind::Socket) {
-            let mut fds = [
-                PollFd::new(from.as_fd(), PollFlags::POLLIN),
-                PollFd::new(to.as_fd(), PollFlags::empty()),
-            ];
-            poll::wait(&mut fds).map_err(MoveError::Input)?;
-            let [_, output] = fds;
-            if output.revents().is_some_and(|events| events.contains(PollFlags::POLLERR)) {
-                return Err(MoveError::Output(ErrorKind::BrokenPipe.into()));
-            }
-        }
-        self.mover.some(from, self.writer.get_ref(), length)
     }
 
     /// Ends a file.

@@ -8,7 +8,9 @@
 //! - [`Endpoint`]: a descriptor that carries a stream, and the four kinds that it can be;
 //! - [`Region`]: memory in huge pages, for what cannot rest in a pipe;
 //! - [`Mover`]: moving bytes from any endpoint to any other;
+//! - [`relay`]: writing what cannot be written without waiting, through a pipe;
 //! - [`poll`](mod@poll): waiting;
+//! - [`process`]: starting programs, and waiting for them;
 //! - [`socket`]: receiving descriptors from a peer;
 //! - [`inherit`]: the descriptors and signal dispositions that a program is started with.
 //!
@@ -20,8 +22,10 @@ pub mod inherit;
 mod mover;
 pub mod pipe;
 pub mod poll;
+pub mod process;
 mod reason;
 mod region;
+mod relay;
 pub mod socket;
 pub mod splice;
 
@@ -29,3 +33,4 @@ pub use endpoint::{Endpoint, Kind};
 pub use mover::{MoveError, Mover};
 pub use reason::reason;
 pub use region::Region;
+pub use relay::relay;

@@ -59,6 +59,21 @@ impl Mover {
         }
     }
 
+    /// Moves up to `length` bytes by way of a pipe of the mover's own, also where one splice would
+    /// do.
+    ///
+    /// A splice from a pipe to a socket or a file holds the pipe's mutex for as long as it waits
+    /// there (seen on Linux 6.18: `splice_to_socket` in `sock_alloc_send_pskb`), and whoever
+    /// writes the pipe, or only asks what is queued in it, waits too.
+    pub fn staged(
+        &mut self,
+        from: &Endpoint,
+        to: &Endpoint,
+        length: usize,
+    ) -> Result<usize, MoveError> {
+        self.through_scratch(from, to, length)
+    }
+
     fn through_scratch(
         &mut self,
         from: &Endpoint,
@@ -93,6 +108,12 @@ impl Scratch {
 }
 
 impl MoveError {
+    /// What the system has said, whichever side it was.
+    pub fn into_inner(self) -> io::Error {
+        let (MoveError::Input(error) | MoveError::Output(error)) = self;
+        error
+    }
+
     /// Whether the descriptors are such that the kernel cannot splice them.
     fn is_unsupported(&self) -> bool {
         let (MoveError::Input(error) | MoveError::Output(error)) = self;

@@ -4,12 +4,19 @@ use nix::errno::Errno;
 use nix::poll::PollTimeout;
 use std::io;
 use std::os::fd::AsFd;
+use std::time::Duration;
 
 pub use nix::poll::{PollFd, PollFlags};
 
 /// Waits until one of the descriptors is ready, for ever if need be.
 pub fn wait(fds: &mut [PollFd<'_>]) -> io::Result<()> {
     call(fds, PollTimeout::NONE).map(drop)
+}
+
+/// Waits until one of the descriptors is ready, but no longer than that; `true` when one is.
+pub fn wait_for(fds: &mut [PollFd<'_>], limit: Duration) -> io::Result<bool> {
+    let timeout = PollTimeout::try_from(limit).unwrap_or(PollTimeout::MAX);
+    Ok(call(fds, timeout)? > 0)
 }
 
 /// Looks at the descriptors without waiting; `true` when one of them is ready.

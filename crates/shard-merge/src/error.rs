@@ -1,6 +1,7 @@
 //! Everything that can end a merge early, in the words that the user reads.
 
-use cli::{OutputError, Place, reason};
+use crate::claims::ClaimError;
+use cli::{CommandError, OutputError, Place, reason};
 use std::fmt;
 use std::io;
 use wire_format::{GrammarError, ReadError};
@@ -14,12 +15,21 @@ pub(crate) enum Error {
     Grammar(Place, u64, GrammarError),
     /// All shards have ended, and none held this marker.
     Missing(u64),
-    /// The second shard belongs to another image than the first.
-    Mixed(Place, Place),
+    /// The shards do not belong together.
+    Claim(ClaimError),
+    /// A command has not done its part.
+    Command(CommandError),
     /// The stream cannot be written.
     Output(OutputError),
     /// The system refuses something basic.
     System(io::Error),
+}
+
+impl Error {
+    /// A shard that the system does not let us open.
+    pub(crate) fn open(place: Place, error: io::Error) -> Error {
+        Error::Read(place, ReadError::Io(error))
+    }
 }
 
 impl fmt::Display for Error {
@@ -33,9 +43,8 @@ impl fmt::Display for Error {
             Error::Missing(seq) => {
                 write!(f, "marker {seq} is in none of the shards: one is missing or truncated")
             }
-            Error::Mixed(first, second) => {
-                write!(f, "{second}: belongs to another image than {first}")
-            }
+            Error::Claim(error) => error.fmt(f),
+            Error::Command(error) => error.fmt(f),
             Error::Output(error) => error.fmt(f),
             Error::System(error) => f.write_str(&reason(error)),
         }
@@ -45,5 +54,11 @@ impl fmt::Display for Error {
 impl From<OutputError> for Error {
     fn from(error: OutputError) -> Error {
         Error::Output(error)
+    }
+}
+
+impl From<ClaimError> for Error {
+    fn from(error: ClaimError) -> Error {
+        Error::Claim(error)
     }
 }

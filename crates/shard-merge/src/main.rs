@@ -1,11 +1,14 @@
 //! `shard-merge` puts shards back into one image stream, in order.
 
+mod claims;
 mod error;
 mod merge;
 mod shard;
 
 use clap::Parser;
 use cli::{CommonArgs, Fd};
+use std::num::NonZeroU16;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 const NAME: &str = "shard-merge";
@@ -16,26 +19,41 @@ const NAME: &str = "shard-merge";
     name = NAME,
     version,
     about,
-    override_usage = "shard-merge [OPTION]... > IMAGE",
+    override_usage = "shard-merge [OPTION]... [INPUT]... > IMAGE\n       \
+                      shard-merge [-n N] --filter COMMAND > IMAGE",
     next_help_heading = "Shards",
-    after_help = "Example:\n  shard-merge -s 10,11 10< <(zstd -dc 0.zst) 11< <(zstd -dc 1.zst) |\n      \
-                  image-serve -D d\n\nManual: shard-merge(1), criu-stream-utils(7)"
+    after_help = "Example:\n  shard-merge a.img b.img | image-serve -D d\n  \
+                  shard-merge -n 4 --filter 'zstd -d < $SHARD.zst' | image-serve -D d\n\n\
+                  Manual: shard-merge(1), criu-stream-utils(7)"
 )]
 struct Args {
-    /// Read the shards from these descriptors
+    /// Read shards from these descriptors
     ///
-    /// All of them, in any order; instead of from stdin alone. Takes a list
-    /// with commas, and may be repeated.
+    /// In any order; from stdin if no shard is named. Takes a list with
+    /// commas, and may be repeated.
+    #[arg(short, long, value_name = "FD", value_delimiter = ',', verbatim_doc_comment)]
+    shard_fds: Vec<Fd>,
+
+    /// Read shards from these files, in any order
+    ///
+    /// Also FIFOs and UNIX sockets.
+    #[arg(value_name = "INPUT", help_heading = "Shards", verbatim_doc_comment)]
+    inputs: Vec<PathBuf>,
+
+    /// Run N commands [one for each CPU]
+    #[arg(short = 'n', long, value_name = "N", requires = "filter")]
+    shards: Option<NonZeroU16>,
+
+    /// Read each shard from a shell command
+    ///
+    /// SHARD (from 0) and SHARDS are in its environment.
     #[arg(
-        short,
         long,
-        value_name = "FD",
-        value_delimiter = ',',
-        default_value = "0",
-        hide_default_value = true,
+        value_name = "COMMAND",
+        conflicts_with_all = ["shard_fds", "inputs"],
         verbatim_doc_comment
     )]
-    shard_fds: Vec<Fd>,
+    filter: Option<String>,
 
     #[command(flatten)]
     common: CommonArgs,

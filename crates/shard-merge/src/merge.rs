@@ -1,40 +1,53 @@
 //! The merge: what has data is read, and what comes next is written.
 
+use crate::claims::{self, ClaimError, Set};
 use crate::error::Error;
 use crate::shard::Shard;
 use crate::{Args, NAME};
 use cli::{
-    Counters, Descriptors, Failure, OutputError, Place, Program, Progress, SourceError,
-    StreamOutput,
+    Commands, Counters, Descriptors, Failure, OutputError, Place, Program, Progress, ShardEnd,
+    ShardPlan, SourceError, StreamOutput,
 };
 use pipe_io::inherit::Direction;
 use pipe_io::poll::{self, PollFd, PollFlags};
 use std::os::fd::AsFd;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 use wire_format::{Body, Grammar, GrammarError, ImageId, ReadError};
 
 /// Does what the command line asks for.
 pub(crate) fn run(args: Args) -> Result<(), Failure<Error>> {
+    let Args { shard_fds, inputs, shards, filter, common } = args;
+    let plan = ShardPlan::new(&shard_fds, inputs, shards, filter, 0);
     let mut descriptors = Descriptors::default();
-    let fds = args.shard_fds.iter().map(|fd| fd.0);
-    let shards = descriptors.take_shards(fds, Direction::Input)?;
+    let mut ends = descriptors.take_shards(plan.fds().iter().copied(), Direction::Input)?;
     let stdout = descriptors.take(&Place::Stdout, Direction::Output)?;
-    let mut progress = Progress::open(args.common.progress_fd.0, &mut descriptors)?;
+    let mut progress = Progress::open(common.progress_fd.0, &mut descriptors)?;
 
-    let program = Program::new(NAME, args.common.verbose);
-    let counters = Arc::new(Counters::new(shards.len()));
+    let counters = Arc::new(Counters::with_blocked(plan.count()));
+    let program = Program::new(NAME, common.verbose);
+    program.attend_signals(&counters).map_err(|error| Failure::Failed(Error::System(error)))?;
+    ends.extend(plan.open_inputs().map_err(|error| error.into_failure(Error::open))?);
+
     let merge = || {
-        program.attend_signals(&counters).map_err(Error::System)?;
-        let shards = shards.into_iter().enumerate().map(|(index, (place, endpoint))| {
-            Shard::new(index, place, endpoint, Arc::clone(&counters))
-        });
-        let mut merge = Merge {
-            shards: shards.collect(),
-            grammar: Grammar::default(),
-            image: None,
-            output: StreamOutput::new(stdout, Arc::new(Counters::new(1))),
-        };
-        merge.run()?;
+        let mut commands = Commands::default();
+        if let ShardPlan::Filter { count, command } = &plan {
+            (commands, ends) =
+                Commands::start(*count, command, Direction::Input, None).map_err(Error::Command)?;
+        }
+        let mut merge = Merge::new(
+            program,
+            ends,
+            StreamOutput::new(stdout, Arc::new(Counters::new(1))),
+            &counters,
+        );
+        // The status of a command says more than the shard that it left unfinished.
+        merge.run().map_err(|error| match (&error, commands.to_blame()) {
+            (Error::Output(_), _) | (_, None) => error,
+            (_, Some(blamed)) => Error::Command(blamed),
+        })?;
+        // A decompressor tells only by its status whether all was well.
+        commands.wait(|_| ()).map_err(Error::Command)?;
         // Who waits for this line must not see the image end before it.
         progress.finished(&counters);
         merge.output.finish().map_err(Error::Output)
@@ -44,58 +57,121 @@ pub(crate) fn run(args: Args) -> Result<(), Failure<Error>> {
 
 /// A merge that goes on.
 struct Merge {
+    program: Program,
     shards: Vec<Shard>,
-    grammar: Grammar,
-    /// The image that the shards belong to, and the first shard that said so.
+    /// What the shards have said of themselves, once all have.
+    set: Option<Set>,
+    /// The image, and the first shard that said so.
     image: Option<(ImageId, Place)>,
+    grammar: Grammar,
     output: StreamOutput,
+    /// How long the marker that is due has not come.
+    waited: Duration,
 }
 
 impl Merge {
+    fn new(
+        program: Program,
+        ends: Vec<ShardEnd>,
+        output: StreamOutput,
+        counters: &Arc<Counters>,
+    ) -> Merge {
+        let shard = |(index, end): (usize, ShardEnd)| {
+            Shard::new(index, end.place, end.endpoint, Arc::clone(counters))
+        };
+        Merge {
+            program,
+            shards: ends.into_iter().enumerate().map(shard).collect(),
+            set: None,
+            image: None,
+            grammar: Grammar::default(),
+            output,
+            waited: Duration::ZERO,
+        }
+    }
+
     /// Writes all of the image but its end, which the caller does.
     fn run(&mut self) -> Result<(), Error> {
+        self.await_claims()?;
         loop {
             let Some(index) = self.next_shard()? else { continue };
             if self.forward(index)? == Body::ImageEof {
+                self.look()?;
+                self.check_claims()?;
                 return self.expect_ends();
             }
         }
+    }
+
+    /// Nothing is let through before all shards have said that they belong together. Those of
+    /// another program say nothing, and with them there is nothing to wait for.
+    fn await_claims(&mut self) -> Result<(), Error> {
+        loop {
+            self.look()?;
+            self.check_claims()?;
+            let is_foreign =
+                |shard: &Shard| shard.claim().is_some_and(|claim| claim.shard.is_none());
+            if self.set.is_some() || self.shards.iter().any(is_foreign) {
+                return Ok(());
+            }
+            self.wait()?;
+        }
+    }
+
+    /// Sees whether the shards belong together, as soon as all have begun.
+    fn check_claims(&mut self) -> Result<(), Error> {
+        if self.set.is_some() || !self.shards.iter().all(Shard::has_begun) {
+            return Ok(());
+        }
+        let claims: Vec<_> =
+            self.shards.iter().map(|shard| (shard.place.clone(), shard.claim())).collect();
+        let set = claims::check(&claims)?;
+        if set.count.is_none() && claims.len() > 1 {
+            self.program.note("the shards do not say what image they belong to");
+        }
+        self.set = Some(set);
+        Ok(())
     }
 
     /// The shard that has the marker that is due; `None` if that was waited for.
     fn next_shard(&mut self) -> Result<Option<usize>, Error> {
         let due = self.grammar.next_seq();
         let has_due = |shard: &Shard| shard.head_seq() == Some(due);
-        if let Some(index) = self.shards.iter().position(has_due) {
-            return Ok(Some(index));
+        let mut found = self.shards.iter().position(has_due);
+        if found.is_none() {
+            self.look()?;
+            self.check_claims()?;
+            found = self.shards.iter().position(has_due);
         }
-        self.look()?;
-        if let Some(index) = self.shards.iter().position(has_due) {
-            return Ok(Some(index));
+        if found.is_none() {
+            self.refuse_gap(due)?;
+            self.output.flush()?;
+            self.waited += self.wait()?;
+            return Ok(None);
         }
-        self.refuse_gap(due)?;
-        self.output.flush()?;
-        self.wait()?;
-        Ok(None)
+        let waited = std::mem::take(&mut self.waited);
+        if let Some(shard) = found.and_then(|index| self.shards.get(index)) {
+            shard.blocked(waited);
+        }
+        Ok(found)
     }
 
     /// Reads the markers that are there.
     fn look(&mut self) -> Result<(), Error> {
         let due = self.grammar.next_seq();
         for shard in &mut self.shards {
-            let place = shard.place.clone();
             let Some(marker) = shard.look()? else { continue };
             let (seq, image_id) = (marker.seq, marker.image_id);
-            if seq < due {
-                let error = GrammarError::Sequence { expected: due, found: seq };
-                return Err(Error::Grammar(place, shard.head_position(), error));
-            }
-            match (&self.image, image_id) {
-                (None, Some(image_id)) => self.image = Some((image_id, place)),
-                (Some((known, first)), Some(image_id)) if *known != image_id => {
-                    return Err(Error::Mixed(first.clone(), place));
+            refuse_repeat(shard, seq, due)?;
+            let Some(image_id) = image_id else { continue };
+            match &self.image {
+                None => self.image = Some((image_id, shard.place.clone())),
+                // While not all have begun, the majority may yet tell which is the odd one.
+                Some((known, first)) if *known != image_id && self.set.is_some() => {
+                    let error = ClaimError::OtherImage(shard.place.clone(), Some(first.clone()));
+                    return Err(error.into());
                 }
-                _ => {}
+                Some(_) => {}
             }
         }
         Ok(())
@@ -105,6 +181,12 @@ impl Merge {
     fn refuse_gap(&self, due: u64) -> Result<(), Error> {
         if self.shards.iter().any(Shard::is_awaited) {
             return Ok(());
+        }
+        // An empty shard may be one that received nothing; now it is seen that it had something.
+        if let Some(Set { count: Some(count), unclaimed }) = &self.set {
+            if !unclaimed.is_empty() {
+                return Err(ClaimError::Missing(unclaimed.clone(), *count).into());
+            }
         }
         let nearest = self
             .shards
@@ -123,23 +205,16 @@ impl Merge {
         })
     }
 
-    /// Waits until a shard has something new, or the reader of the stream has gone.
-    fn wait(&self) -> Result<(), Error> {
-        let mut fds = vec![PollFd::new(self.output.endpoint().as_fd(), PollFlags::empty())];
+    /// Waits until a shard has something new, or the reader of the stream has gone. Returns how
+    /// long that took.
+    fn wait(&self) -> Result<Duration, Error> {
         let awaited = self.shards.iter().filter(|shard| shard.is_awaited());
-        fds.extend(awaited.map(|shard| PollFd::new(shard.as_fd(), PollFlags::POLLIN)));
-        poll::wait(&mut fds).map_err(Error::System)?;
-        match fds.first().and_then(PollFd::revents) {
-            Some(events) if events.contains(PollFlags::POLLERR) => {
-                Err(Error::Output(OutputError::reader_gone()))
-            }
-            _ => Ok(()),
-        }
+        wait_for(&self.output, awaited)
     }
 
     /// Writes the next marker of a shard and its payload, if it isn't the end of the image.
     fn forward(&mut self, index: usize) -> Result<Body, Error> {
-        let shard = &mut self.shards[index];
+        let Some(shard) = self.shards.get_mut(index) else { return Err(Error::Missing(0)) };
         let position = shard.head_position();
         let Some(marker) = shard.take() else { return Err(Error::Missing(0)) };
         self.grammar
@@ -153,14 +228,7 @@ impl Merge {
         }
         self.output.marker(marker.body.clone())?;
         if let Body::FileData(length) = marker.body {
-            self.output.payload(shard.endpoint(), length).map_err(|error| match error {
-                SourceError::Output(error) => Error::Output(error),
-                SourceError::Source(moved, error) => {
-                    let truncated = ReadError::Truncated(shard.position() + moved);
-                    Error::Read(shard.place.clone(), error.map_or(truncated, ReadError::Io))
-                }
-            })?;
-            shard.took(length.into());
+            move_payload(&mut self.output, shard, length)?;
         }
         Ok(marker.body)
     }
@@ -175,10 +243,58 @@ impl Merge {
                     return Err(Error::Grammar(shard.place.clone(), shard.head_position(), error));
                 }
             }
+            self.check_claims()?;
             if !self.shards.iter().any(Shard::is_awaited) {
                 return Ok(());
             }
             self.wait()?;
         }
+    }
+}
+
+fn refuse_repeat(shard: &Shard, seq: u64, due: u64) -> Result<(), Error> {
+    if seq >= due {
+        return Ok(());
+    }
+    let error = GrammarError::Sequence { expected: due, found: seq };
+    Err(Error::Grammar(shard.place.clone(), shard.head_position(), error))
+}
+
+/// Moves the payload that follows a marker, and notes how long the shard kept us waiting for it.
+fn move_payload(output: &mut StreamOutput, shard: &mut Shard, length: u32) -> Result<(), Error> {
+    let mut left = length;
+    while left > 0 {
+        if !shard.is_ready()? {
+            output.flush()?;
+            shard.blocked(wait_for(output, [&*shard])?);
+        }
+        let moved =
+            output.some_payload(shard.endpoint(), length, left).map_err(|error| match error {
+                SourceError::Output(error) => Error::Output(error),
+                SourceError::Source(_, None) => {
+                    Error::Read(shard.place.clone(), ReadError::Truncated(shard.position()))
+                }
+                SourceError::Source(_, Some(error)) => Error::open(shard.place.clone(), error),
+            })?;
+        shard.took(moved.into());
+        left -= moved;
+    }
+    Ok(())
+}
+
+/// Waits until one of the shards has something to read, or the reader of the stream has gone.
+fn wait_for<'a>(
+    output: &StreamOutput,
+    shards: impl IntoIterator<Item = &'a Shard>,
+) -> Result<Duration, Error> {
+    let start = Instant::now();
+    let mut fds = vec![PollFd::new(output.endpoint().as_fd(), PollFlags::empty())];
+    fds.extend(shards.into_iter().map(|shard| PollFd::new(shard.as_fd(), PollFlags::POLLIN)));
+    poll::wait(&mut fds).map_err(Error::System)?;
+    match fds.first().and_then(PollFd::revents) {
+        Some(events) if events.contains(PollFlags::POLLERR) => {
+            Err(Error::Output(OutputError::reader_gone()))
+        }
+        _ => Ok(start.elapsed()),
     }
 }

@@ -1,11 +1,13 @@
 //! One input.
 
+use crate::claims::Claim;
 use crate::error::Error;
 use cli::{Counters, Place};
 use pipe_io::{Endpoint, Kind, poll};
 use std::io::{self, ErrorKind, Read};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
+use std::time::Duration;
 use wire_format::{Marker, ReadError, StreamReader};
 
 /// A shard that is being read.
@@ -17,6 +19,8 @@ pub(crate) struct Shard {
     reader: StreamReader<Ready>,
     /// Its next marker, once it is there.
     head: Option<Marker>,
+    /// What its first marker has said.
+    claim: Option<Claim>,
     /// Where the next marker begins, in bytes from the start of the shard.
     head_position: u64,
     ended: bool,
@@ -26,10 +30,16 @@ pub(crate) struct Shard {
 #[derive(Debug)]
 struct Ready(Endpoint);
 
+impl Ready {
+    fn is_ready(&self) -> io::Result<bool> {
+        let can_wait = matches!(self.0.kind(), Kind::Pipe | Kind::Socket);
+        Ok(!can_wait || poll::is_readable(&self.0)?)
+    }
+}
+
 impl Read for Ready {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let can_wait = matches!(self.0.kind(), Kind::Pipe | Kind::Socket);
-        if can_wait && !poll::is_readable(&self.0)? {
+        if !self.is_ready()? {
             return Err(ErrorKind::WouldBlock.into());
         }
         self.0.read(buffer)
@@ -50,6 +60,7 @@ impl Shard {
             counters,
             reader: StreamReader::new(Ready(endpoint)),
             head: None,
+            claim: None,
             head_position: 0,
             ended: false,
         }
@@ -65,6 +76,7 @@ impl Shard {
             Ok(Some(marker)) => {
                 let position = self.reader.position();
                 self.counters.add(self.index, position - self.head_position);
+                self.claim.get_or_insert_with(|| Claim::of(&marker));
                 Ok(Some(self.head.insert(marker)))
             }
             Ok(None) => {
@@ -80,6 +92,26 @@ impl Shard {
     /// Whether its next marker has not come, nor its end.
     pub(crate) fn is_awaited(&self) -> bool {
         self.head.is_none() && !self.ended
+    }
+
+    /// Whether it has something to read, or its end.
+    pub(crate) fn is_ready(&self) -> Result<bool, Error> {
+        self.reader.get_ref().is_ready().map_err(|error| Error::open(self.place.clone(), error))
+    }
+
+    /// Whether its first marker has come, or its end.
+    pub(crate) fn has_begun(&self) -> bool {
+        self.claim.is_some() || self.ended
+    }
+
+    /// What it says of itself; nothing if it is empty.
+    pub(crate) fn claim(&self) -> Option<Claim> {
+        self.claim
+    }
+
+    /// Notes that it kept us waiting.
+    pub(crate) fn blocked(&self, time: Duration) {
+        self.counters.blocked(self.index, time);
     }
 
     /// The number of its next marker, once it is there.

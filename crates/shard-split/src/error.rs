@@ -1,6 +1,6 @@
 //! Everything that can end a split early, in the words that the user reads.
 
-use cli::{InputError, Place, reason};
+use cli::{CommandError, InputError, Place, reason};
 use std::fmt;
 use std::io;
 
@@ -11,6 +11,8 @@ pub(crate) enum Error {
     Input(InputError),
     /// A shard cannot be written.
     Shard(Place, io::Error),
+    /// A command has not done its part.
+    Command(CommandError),
     /// The system refuses something basic.
     System(io::Error),
 }
@@ -20,6 +22,7 @@ impl fmt::Display for Error {
         match self {
             Error::Input(error) => error.fmt(f),
             Error::Shard(place, error) => write!(f, "{place}: {}", reason(error)),
+            Error::Command(error) => error.fmt(f),
             Error::System(error) => f.write_str(&reason(error)),
         }
     }
@@ -28,5 +31,11 @@ impl fmt::Display for Error {
 impl From<InputError> for Error {
     fn from(error: InputError) -> Error {
         Error::Input(error)
+    }
+}
+
+impl From<CommandError> for Error {
+    fn from(error: CommandError) -> Error {
+        Error::Command(error)
     }
 }

@@ -1,12 +1,17 @@
 //! `shard-split` spreads one image stream over several outputs, by what each can take.
 
+mod debt;
 mod error;
 mod ledger;
+mod outputs;
+mod room;
 mod shard;
 mod split;
 
 use clap::Parser;
 use cli::{CommonArgs, Fd};
+use std::num::NonZeroU16;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 const NAME: &str = "shard-split";
@@ -17,27 +22,41 @@ const NAME: &str = "shard-split";
     name = NAME,
     version,
     about,
-    override_usage = "shard-split [OPTION]... < IMAGE",
+    override_usage = "shard-split [OPTION]... [OUTPUT]... < IMAGE\n       \
+                      shard-split [-n N] --filter COMMAND < IMAGE",
     next_help_heading = "Shards",
-    after_help = "Example:\n  criu-sock-capture -D d |\n      \
-                  shard-split -s 10,11 10> >(zstd > 0.zst) 11> >(zstd > 1.zst)\n\n\
+    after_help = "Example:\n  criu-sock-capture -D d | shard-split a.img b.img\n  \
+                  criu-sock-capture -D d | shard-split -n 4 --filter 'zstd > $SHARD.zst'\n\n\
                   Manual: shard-split(1), criu-stream-utils(7)"
 )]
 struct Args {
-    /// Write the shards to these descriptors
+    /// Write shards to these descriptors
     ///
-    /// Instead of to stdout alone. Takes a list with commas, and may be
+    /// To stdout if no shard is named. Takes a list with commas, and may be
     /// repeated.
+    #[arg(short, long, value_name = "FD", value_delimiter = ',', verbatim_doc_comment)]
+    shard_fds: Vec<Fd>,
+
+    /// Write shards to these files, whole or not at all
+    ///
+    /// Also to FIFOs, devices and UNIX sockets.
+    #[arg(value_name = "OUTPUT", help_heading = "Shards", verbatim_doc_comment)]
+    outputs: Vec<PathBuf>,
+
+    /// Run N commands [one for each CPU]
+    #[arg(short = 'n', long, value_name = "N", requires = "filter")]
+    shards: Option<NonZeroU16>,
+
+    /// Write each shard to a shell command
+    ///
+    /// SHARD (from 0), SHARDS and IMAGE_ID are in its environment.
     #[arg(
-        short,
         long,
-        value_name = "FD",
-        value_delimiter = ',',
-        default_value = "1",
-        hide_default_value = true,
+        value_name = "COMMAND",
+        conflicts_with_all = ["shard_fds", "outputs"],
         verbatim_doc_comment
     )]
-    shard_fds: Vec<Fd>,
+    filter: Option<String>,
 
     #[command(flatten)]
     common: CommonArgs,

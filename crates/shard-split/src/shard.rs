@@ -1,19 +1,21 @@
 //! One output.
 
+use crate::debt::Debt;
 use crate::error::Error;
 use crate::ledger::Ledger;
 use cli::{Counters, Place};
 use pipe_io::pipe::{self, PAGE};
-use pipe_io::{Endpoint, Kind, poll};
-use std::collections::VecDeque;
+use pipe_io::{Endpoint, poll};
 use std::io::{self, Write};
 use std::sync::Arc;
+use std::time::Instant;
 use wire_format::{ImageId, Marker, Shard as ShardPlace};
 
 /// A shard that is being written.
 #[derive(Debug)]
 pub(crate) struct Shard {
     pub(crate) place: Place,
+    /// A pipe: the shard itself, or what leads to it.
     pub(crate) endpoint: Endpoint,
     /// What its first marker will say.
     identity: Option<(ImageId, ShardPlace)>,
@@ -22,26 +24,26 @@ pub(crate) struct Shard {
     /// Bytes that were given to it.
     given: u64,
     ledger: Ledger,
+    /// How many page slots were free when they were looked at, less what was put in since.
+    free_at_least: u64,
     /// Page slots of its pipe.
     slots: u64,
-    /// Payload that was announced to it and did not fit after all.
-    debt: VecDeque<u8>,
+    debt: Debt,
+    /// Since when it has had no room, while there was something to be written.
+    blocked: Option<Instant>,
 }
 
 impl Shard {
-    /// The shard of this index, counted from 0.
+    /// The shard of this index, counted from 0, that is written through this pipe.
     pub(crate) fn new(
         index: usize,
         place: Place,
         endpoint: Endpoint,
         counters: Arc<Counters>,
     ) -> Result<Shard, Error> {
-        let slots = match endpoint.kind() {
-            Kind::Pipe => pipe::capacity(&endpoint)
-                .map_err(|error| Error::Shard(place.clone(), error))?
-                .div_ceil(PAGE) as u64,
-            // There is no end to them: the kernel makes us wait, or takes it all.
-            Kind::File | Kind::Socket | Kind::Device => u64::MAX,
+        let slots = match pipe::capacity(&endpoint) {
+            Ok(bytes) => bytes.div_ceil(PAGE) as u64,
+            Err(error) => return Err(Error::Shard(place, error)),
         };
         Ok(Shard {
             place,
@@ -51,9 +53,16 @@ impl Shard {
             counters,
             given: 0,
             ledger: Ledger::default(),
+            free_at_least: 0,
             slots,
-            debt: VecDeque::new(),
+            debt: Debt::default(),
+            blocked: None,
         })
+    }
+
+    /// Its place among the shards, counted from 0.
+    pub(crate) fn index(&self) -> usize {
+        self.index
     }
 
     /// Tells the shard what it is; its first marker will say so.
@@ -63,11 +72,14 @@ impl Shard {
 
     /// How many page slots are free now.
     pub(crate) fn free(&mut self) -> Result<u64, Error> {
-        if self.endpoint.kind() != Kind::Pipe {
-            return Ok(self.slots);
-        }
         let queued = pipe::queued(&self.endpoint).map_err(|error| self.failed(error))?;
-        Ok(self.slots.saturating_sub(self.ledger.taken(queued as u64)))
+        self.free_at_least = self.slots.saturating_sub(self.ledger.taken(queued as u64));
+        Ok(self.free_at_least)
+    }
+
+    /// How many page slots are free at least, without looking.
+    pub(crate) fn free_at_least(&self) -> u64 {
+        self.free_at_least
     }
 
     /// How many page slots there are in all.
@@ -89,30 +101,33 @@ impl Shard {
         marker.encode(out);
     }
 
-    /// Writes markers, for which there must be room.
-    pub(crate) fn write_markers(&mut self, bytes: &[u8]) -> Result<(), Error> {
-        (&self.endpoint).write_all(bytes).map_err(|error| self.failed(error))?;
-        self.gave(bytes.len() as u64, (bytes.len().div_ceil(PAGE)) as u64);
-        Ok(())
+    /// Writes bytes as far as there is room, and owes the rest.
+    pub(crate) fn write(&mut self, bytes: &[u8], free: u64) -> Result<(), Error> {
+        if bytes.len().div_ceil(PAGE) as u64 <= free && !self.is_in_debt() {
+            (&self.endpoint).write_all(bytes).map_err(|error| self.failed(error))?;
+            self.gave(bytes.len() as u64, bytes.len().div_ceil(PAGE) as u64);
+            return Ok(());
+        }
+        self.owe(bytes)
+    }
+
+    /// Takes bytes into memory, as far as there is no room for them.
+    pub(crate) fn owe(&mut self, bytes: &[u8]) -> Result<(), Error> {
+        self.debt.owe(bytes);
+        self.pay()
     }
 
     /// Notes that bytes were put into it, in at most that many slots.
     pub(crate) fn gave(&mut self, bytes: u64, slots: u64) {
         self.given += bytes;
         self.counters.add(self.index, bytes);
-        if self.endpoint.kind() == Kind::Pipe {
-            self.ledger.put(bytes, slots);
-        }
+        self.ledger.put(bytes, slots);
+        self.free_at_least = self.free_at_least.saturating_sub(slots);
     }
 
-    /// Whether announced payload is still to be written. Such a shard takes nothing else.
+    /// Whether something is still to be written. Such a shard takes nothing else.
     pub(crate) fn is_in_debt(&self) -> bool {
-        !self.debt.is_empty()
-    }
-
-    /// Keeps announced payload that the shard has no room for now.
-    pub(crate) fn owe(&mut self, payload: Vec<u8>) {
-        self.debt = payload.into();
+        !self.debt.is_paid()
     }
 
     /// Writes as much of the debt as there is room for now.
@@ -120,26 +135,28 @@ impl Shard {
         while self.is_in_debt()
             && poll::is_writable(&self.endpoint).map_err(|error| self.failed(error))?
         {
-            // One page never blocks where there is a slot.
-            let (front, _) = self.debt.as_slices();
-            let page = front.get(..PAGE.min(front.len())).unwrap_or_default();
-            let written = (&self.endpoint).write(page).map_err(|error| self.failed(error))?;
-            self.debt.drain(..written);
+            let written =
+                (&self.endpoint).write(self.debt.page()).map_err(|error| self.failed(error))?;
+            self.debt.pay(written);
             self.gave(written as u64, 1);
         }
         Ok(())
     }
 
+    /// Notes whether it has room for what is to be written at this moment.
+    pub(crate) fn note_room(&mut self, has_room: bool, now: Instant) {
+        match (has_room, self.blocked) {
+            (true, Some(since)) => {
+                self.counters.blocked(self.index, now.saturating_duration_since(since));
+                self.blocked = None;
+            }
+            (false, None) => self.blocked = Some(now),
+            _ => {}
+        }
+    }
+
     /// The error that writing this shard has met.
     pub(crate) fn failed(&self, error: io::Error) -> Error {
         Error::Shard(self.place.clone(), error)
-    }
-
-    /// Completes the shard.
-    pub(crate) fn close(self) -> Result<(), Error> {
-        let Shard { place, endpoint, index, counters, .. } = self;
-        endpoint.close().map_err(|error| Error::Shard(place, error))?;
-        counters.end(index);
-        Ok(())
     }
 }

@@ -1,11 +1,13 @@
 //! The split: each chunk, cut to size, goes to the shard with the most room now.
 
 use crate::error::Error;
+use crate::outputs::Outputs;
+use crate::room::{self, Room};
 use crate::shard::Shard;
 use crate::{Args, NAME};
 use cli::{
-    Counters, Descriptors, Failure, PayloadError, Place, Program, Progress, StreamInput,
-    new_image_id,
+    Commands, Counters, Descriptors, Failure, PayloadError, Place, Program, Progress, ShardPlan,
+    StreamInput, new_image_id,
 };
 use pipe_io::Kind;
 use pipe_io::inherit::Direction;
@@ -15,40 +17,60 @@ use std::io::ErrorKind;
 use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::thread;
-use std::time::Duration;
-use wire_format::{Body, Marker, Shard as ShardPlace};
+use std::time::{Duration, Instant};
+use wire_format::{Body, ImageId, Marker, Shard as ShardPlace};
 
 /// Does what the command line asks for.
 pub(crate) fn run(args: Args) -> Result<(), Failure<Error>> {
+    let Args { shard_fds, outputs, shards, filter, common } = args;
+    let plan = ShardPlan::new(&shard_fds, outputs, shards, filter, 1);
     let mut descriptors = Descriptors::default();
     let stdin = descriptors.take(&Place::Stdin, Direction::Input)?;
-    let fds = args.shard_fds.iter().map(|fd| fd.0);
-    let shards = descriptors.take_shards(fds, Direction::Output)?;
-    let mut progress = Progress::open(args.common.progress_fd.0, &mut descriptors)?;
+    let mut ends = descriptors.take_shards(plan.fds().iter().copied(), Direction::Output)?;
+    let mut progress = Progress::open(common.progress_fd.0, &mut descriptors)?;
 
-    let program = Program::new(NAME, args.common.verbose);
-    let counters = Arc::new(Counters::new(shards.len()));
+    let counters = Arc::new(Counters::with_blocked(plan.count()));
+    let program = Program::new(NAME, common.verbose);
+    program.attend_signals(&counters).map_err(|error| Failure::Failed(Error::System(error)))?;
+    ends.extend(plan.open_outputs().map_err(|error| error.into_failure(Error::Shard))?);
+
     let split = || {
-        program.attend_signals(&counters).map_err(Error::System)?;
-        let shards = shards
-            .into_iter()
-            .enumerate()
-            .map(|(index, (place, endpoint))| {
-                Shard::new(index, place, endpoint, Arc::clone(&counters))
-            })
-            .collect::<Result<_, _>>()?;
+        let mut input = StreamInput::new(Place::Stdin, stdin);
+        let (image_id, first) = identify(&mut input)?;
+        let mut commands = None;
+        if let ShardPlan::Filter { count, command } = &plan {
+            let (started, theirs) =
+                Commands::start(*count, command, Direction::Output, Some(image_id))?;
+            commands = Some(started);
+            ends = theirs;
+        }
+        let (mut outputs, shards) = Outputs::new(ends, commands, &counters)?;
         let split = Split {
-            input: StreamInput::new(Place::Stdin, stdin),
+            input,
             shards,
-            pending: Vec::new(),
+            pending: vec![first],
             next_seq: 0,
+            seen: 0,
+            favourite: 0,
             density: PAGE as u64,
         };
-        split.run()?;
+        split.run(image_id, &mut outputs)?;
+        outputs.complete()?;
         progress.finished(&counters);
         Ok(())
     };
     split().map_err(Failure::Failed)
+}
+
+/// Takes the first marker, which says what image it is; an image by another program gets an
+/// identity here.
+fn identify(input: &mut StreamInput) -> Result<(ImageId, Body), Error> {
+    let marker = input.next_marker()?;
+    let image_id = match marker.image_id {
+        Some(image_id) => image_id,
+        None => new_image_id().map_err(Error::System)?,
+    };
+    Ok((image_id, marker.body))
 }
 
 /// A split that goes on.
@@ -58,20 +80,17 @@ struct Split {
     /// Markers without payload that were not written yet: they go where the next chunk goes.
     pending: Vec<Body>,
     next_seq: u64,
+    /// Up to where in the input bytes were seen to be there.
+    seen: u64,
+    /// The shard that small files go to, one after the other.
+    favourite: usize,
     /// How many bytes of payload a page slot takes, by the latest experience: a page, unless
     /// the program before us writes in small pieces.
     density: u64,
 }
 
-/// A shard, and what it can take now.
-struct Room {
-    /// Which of the shards it is.
-    shard: usize,
-    /// Page slots.
-    slots: u64,
-    /// Bytes of payload that fit into them.
-    bytes: u64,
-}
+/// How much payload is read at once where it cannot be moved, in bytes.
+const ASIDE: u64 = 64 << 10;
 
 impl Split {
     /// Markers are collected up to this number. At 300 bytes each at most they fill 3 slots.
@@ -79,82 +98,101 @@ impl Split {
     /// A pipe of so few slots may be too small for a marker and its payload, and tells nothing
     /// about how they came.
     const SMALL_PIPE: u64 = 8;
-    /// Slots that the collected markers and the next one take at most.
-    const MARKER_SLOTS: u64 = 3;
 
-    fn run(mut self) -> Result<(), Error> {
-        self.begin()?;
-        loop {
-            self.await_input()?;
-            let marker = self.input.next_marker()?;
-            match marker.body {
-                Body::FileData(length) => self.spread(length.into())?,
-                Body::ImageEof => break,
-                body => self.pending.push(body),
-            }
-            if self.pending.len() >= Split::PENDING_MAX {
-                self.write_pending()?;
-            }
-        }
-        self.pending.push(Body::ImageEof);
-        self.write_pending()?;
-        self.finish()
-    }
-
-    /// Takes the first marker, which says what image it is; an image by another program gets an
-    /// identity here.
-    fn begin(&mut self) -> Result<(), Error> {
-        let marker = self.input.next_marker()?;
-        let image_id = match marker.image_id {
-            Some(image_id) => image_id,
-            None => new_image_id().map_err(Error::System)?,
-        };
+    /// Writes the whole image, and closes the shards. After an error `outputs` has been asked for
+    /// its reason before they are closed.
+    fn run(mut self, image_id: ImageId, outputs: &mut Outputs) -> Result<(), Error> {
         let count = self.shards.len() as u32;
         for (index, shard) in (0..).zip(&mut self.shards) {
             shard.identify(image_id, ShardPlace { index, count });
         }
-        self.pending.push(marker.body);
-        Ok(())
+        let written = self.write_image().and_then(|()| self.settle(outputs));
+        written.map_err(|error| outputs.explain(error))
+    }
+
+    fn write_image(&mut self) -> Result<(), Error> {
+        // The first marker was read; it may be all that there is.
+        while !self.pending.ends_with(&[Body::ImageEof]) {
+            if self.pending.len() >= Split::PENDING_MAX {
+                self.write_pending()?;
+            }
+            self.await_input()?;
+            match self.input.next_marker()?.body {
+                Body::FileData(length) => self.spread(length.into())?,
+                body => self.pending.push(body),
+            }
+        }
+        self.write_pending()
     }
 
     /// Comes back when the input has a marker, or its end. While there is none, nothing is held
     /// back, and a shard that dies is noticed.
     fn await_input(&mut self) -> Result<(), Error> {
-        let input = self.input.endpoint();
-        let can_wait = matches!(input.kind(), Kind::Pipe | Kind::Socket);
-        if !can_wait || pipe::queued(input).map_err(Error::System)? > 0 {
-            return Ok(());
+        if !self.input_is_ready()? {
+            self.write_pending()?;
+            self.wait_for_input()?;
         }
-        self.write_pending()?;
-        self.wait_for_input()
+        Ok(())
     }
 
-    /// Waits for the input, and meanwhile lets the shards pay their debts.
+    /// Whether the input can be read without waiting. It is asked again only when what was seen
+    /// there has been read: with small files, asking costs as much as reading.
+    fn input_is_ready(&mut self) -> Result<bool, Error> {
+        let input = self.input.endpoint();
+        let can_wait = matches!(input.kind(), Kind::Pipe | Kind::Socket);
+        if !can_wait || self.input.position() < self.seen {
+            return Ok(true);
+        }
+        let queued = pipe::queued(input).map_err(Error::System)?;
+        self.seen = self.input.position() + queued as u64;
+        // None of them: it may have ended.
+        Ok(queued > 0 || poll::is_readable(input).map_err(Error::System)?)
+    }
+
+    /// Waits for the input, and meanwhile lets the shards pay their debts. No shard keeps us
+    /// waiting then, whether it has room or not.
     fn wait_for_input(&mut self) -> Result<(), Error> {
-        while !self.wait(PollFlags::POLLIN, PollFlags::empty())? {
+        let now = Instant::now();
+        self.shards.iter_mut().for_each(|shard| shard.note_room(true, now));
+        while !self.wait()? {
             self.pay_debts()?;
         }
         Ok(())
     }
 
-    /// Waits for the input, for shards in debt, and for the other shards as `shards` says.
-    /// Returns whether the input is ready. A shard whose reader has gone is an error.
-    fn wait(&mut self, input: PollFlags, shards: PollFlags) -> Result<bool, Error> {
-        let mut fds = vec![PollFd::new(self.input.endpoint().as_fd(), input)];
-        fds.extend(self.shards.iter().map(|shard| {
-            let wanted = if shard.is_in_debt() { PollFlags::POLLOUT } else { shards };
-            PollFd::new(shard.endpoint.as_fd(), wanted)
-        }));
+    /// Waits for the input or for shards in debt; whether it was the input.
+    fn wait(&self) -> Result<bool, Error> {
+        let mut fds = vec![PollFd::new(self.input.endpoint().as_fd(), PollFlags::POLLIN)];
+        fds.extend(self.poll_shards(PollFlags::empty()));
         poll::wait(&mut fds).map_err(Error::System)?;
+        self.refuse_broken(fds.get(1..).unwrap_or_default())?;
+        Ok(fds.first().and_then(PollFd::any).unwrap_or(false))
+    }
 
-        let mut events = fds.iter().map(|fd| fd.revents().unwrap_or(PollFlags::empty()));
-        let input_ready = events.next().is_some_and(|events| !events.is_empty());
-        for (shard, events) in self.shards.iter().zip(events) {
-            if events.contains(PollFlags::POLLERR) {
-                return Err(shard.failed(ErrorKind::BrokenPipe.into()));
-            }
+    /// Waits for shards: for those in debt until they have room, for the others as `events` says.
+    /// The input is not waited for: if it has ended, that would be no waiting at all.
+    fn wait_for_shards(&self, events: PollFlags) -> Result<(), Error> {
+        let mut fds: Vec<_> = self.poll_shards(events).collect();
+        poll::wait(&mut fds).map_err(Error::System)?;
+        self.refuse_broken(&fds)
+    }
+
+    fn poll_shards(&self, events: PollFlags) -> impl Iterator<Item = PollFd<'_>> {
+        self.shards.iter().map(move |shard| {
+            let wanted = if shard.is_in_debt() { PollFlags::POLLOUT } else { events };
+            PollFd::new(shard.endpoint.as_fd(), wanted)
+        })
+    }
+
+    /// A shard whose reader has gone is an error, also while there is nothing to be written.
+    fn refuse_broken(&self, polled: &[PollFd<'_>]) -> Result<(), Error> {
+        let is_broken = |fd: &PollFd<'_>| {
+            fd.revents().is_some_and(|events| events.contains(PollFlags::POLLERR))
+        };
+        match self.shards.iter().zip(polled).find(|(_, fd)| is_broken(fd)) {
+            Some((shard, _)) => Err(shard.failed(ErrorKind::BrokenPipe.into())),
+            None => Ok(()),
         }
-        Ok(input_ready)
     }
 
     fn pay_debts(&mut self) -> Result<(), Error> {
@@ -169,7 +207,7 @@ impl Split {
             let piece = left.min(room.bytes);
             // `piece` is not more than the marker's u32 has said.
             self.pending.push(Body::FileData(piece as u32));
-            self.write_markers(room.shard)?;
+            self.write_markers(&room)?;
             self.pour(&room, piece)?;
             left -= piece;
         }
@@ -184,7 +222,11 @@ impl Split {
         let mut pause = PAUSE_MIN;
         loop {
             self.pay_debts()?;
-            if let Some(room) = self.best(wanted)? {
+            if let Some(room) = self.room_of_favourite(wanted) {
+                return Ok(room);
+            }
+            if let Some(room) = room::most(&mut self.shards, wanted, self.density)? {
+                self.favourite = room.shard;
                 return Ok(room);
             }
             // A pipe can be polled only for its first free slot. One that has some, but too few
@@ -194,54 +236,40 @@ impl Split {
                 thread::sleep(pause);
                 pause = (pause * 2).min(PAUSE_MAX);
             } else {
-                self.wait(PollFlags::empty(), PollFlags::POLLOUT)?;
+                self.wait_for_shards(PollFlags::POLLOUT)?;
             }
         }
+    }
+
+    /// The room that the shard chosen last is known to have, if that is enough for a small chunk.
+    ///
+    /// To look at every shard before every small file would cost more than the file. With 20,000
+    /// of them this, and the like for the input, halves the CPU time of capture and split
+    /// (`make bench`, capture-small).
+    fn room_of_favourite(&self, wanted: u64) -> Option<Room> {
+        /// A larger chunk is worth the look.
+        const SMALL: u64 = 64 << 10;
+
+        let shard = self.shards.get(self.favourite).filter(|_| wanted <= SMALL)?;
+        room::known(self.favourite, shard, wanted, self.density)
     }
 
     fn is_any_writable(&self) -> Result<bool, Error> {
-        let free = self.shards.iter().filter(|shard| !shard.is_in_debt());
-        let mut fds: Vec<_> =
-            free.map(|shard| PollFd::new(shard.endpoint.as_fd(), PollFlags::POLLOUT)).collect();
-        poll::look(&mut fds).map_err(Error::System)
-    }
-
-    /// The shard with the most room, if one has enough for `wanted` bytes or a quarter of its
-    /// pipe. Among equals, the one that was given the least.
-    fn best(&mut self, wanted: u64) -> Result<Option<Room>, Error> {
-        let mut best: Option<(Room, u64)> = None;
-        for (index, shard) in self.shards.iter_mut().enumerate() {
-            if shard.is_in_debt() {
-                continue;
-            }
-            let free = shard.free()?;
-            // An empty pipe is used however small it is.
-            let at_least = u64::from(free == shard.slots());
-            let slots = free.saturating_sub(Split::MARKER_SLOTS + 1).max(at_least);
-            let bytes = slots.saturating_mul(self.density);
-            if bytes == 0 || (bytes < wanted && slots < shard.slots() / 4) {
-                continue;
-            }
-            let given = shard.given();
-            let is_better = best.as_ref().is_none_or(|(best, most)| {
-                bytes > best.bytes || (bytes == best.bytes && given < *most)
-            });
-            if is_better {
-                best = Some((Room { shard: index, slots, bytes }, given));
-            }
-        }
-        Ok(best.map(|(room, _)| room))
+        let mut fds: Vec<_> = self.poll_shards(PollFlags::POLLOUT).collect();
+        let is_any = poll::look(&mut fds).map_err(Error::System)?;
+        self.refuse_broken(&fds)?;
+        Ok(is_any)
     }
 
     /// Writes the collected markers to the shard that was chosen.
-    fn write_markers(&mut self, shard: usize) -> Result<(), Error> {
-        let shard = &mut self.shards[shard];
+    fn write_markers(&mut self, room: &Room) -> Result<(), Error> {
+        let Some(shard) = self.shards.get_mut(room.shard) else { return Ok(()) };
         let mut bytes = Vec::new();
         for body in self.pending.drain(..) {
             shard.encode(Marker::new(self.next_seq, body), &mut bytes);
             self.next_seq += 1;
         }
-        shard.write_markers(&bytes)
+        shard.write(&bytes, room.free)
     }
 
     /// Writes the collected markers where there is room.
@@ -250,22 +278,27 @@ impl Split {
             return Ok(());
         }
         let room = self.choose(1)?;
-        self.write_markers(room.shard)
+        self.write_markers(&room)
     }
 
     /// Moves payload to the shard that was seen to have room for it.
     fn pour(&mut self, room: &Room, length: u64) -> Result<(), Error> {
         let mut left = length;
         while left > 0 {
-            let shard = &self.shards[room.shard];
-            let moved = match shard.endpoint.kind() {
-                Kind::Pipe => self.input.move_payload_now(&shard.endpoint, left),
-                _ => self.input.move_payload(&shard.endpoint, left).map(Some),
+            // A splice from a socket waits for the peer, whatever its flags say.
+            if self.input.endpoint().kind() == Kind::Socket && !self.input_is_ready()? {
+                self.wait_for_input()?;
+            }
+            let Some(shard) = self.shards.get(room.shard) else { return Ok(()) };
+            let moved = match shard.is_in_debt() {
+                true => Ok(None),
+                false => self.input.move_payload_now(&shard.endpoint, left),
             };
             match moved {
                 Ok(Some(moved)) => left -= moved,
                 Ok(None) => {
-                    if !poll::is_writable(&shard.endpoint).map_err(|e| shard.failed(e))? {
+                    let is_writable = poll::is_writable(&shard.endpoint);
+                    if shard.is_in_debt() || !is_writable.map_err(|error| shard.failed(error))? {
                         return self.pour_aside(room, length - left, left);
                     }
                     self.wait_for_input()?;
@@ -274,7 +307,9 @@ impl Split {
                 Err(PayloadError::Output(error)) => return Err(shard.failed(error)),
             }
         }
-        self.shards[room.shard].gave(length, length.div_ceil(self.density) + 1);
+        if let Some(shard) = self.shards.get_mut(room.shard) {
+            shard.gave(length, length.div_ceil(self.density) + 1);
+        }
         self.density = (self.density * 2).min(PAGE as u64);
         Ok(())
     }
@@ -282,23 +317,45 @@ impl Split {
     /// Takes into memory what did not fit into the shard: the payload came in smaller pieces
     /// than pages. It is promised to this shard, and must not hold up the others.
     fn pour_aside(&mut self, room: &Room, moved: u64, left: u64) -> Result<(), Error> {
-        let shard = &mut self.shards[room.shard];
-        shard.gave(moved, room.slots);
+        if let Some(shard) = self.shards.get_mut(room.shard) {
+            shard.gave(moved, room.slots);
+        }
         if room.slots > Split::SMALL_PIPE {
             self.density = (moved / room.slots).clamp(1, PAGE as u64);
         }
-        let mut payload = vec![0; left as usize];
-        self.input.read_payload(&mut payload)?;
-        shard.owe(payload);
+        let mut buffer = vec![0; left.min(ASIDE) as usize];
+        let mut left = left;
+        while left > 0 {
+            if !self.input_is_ready()? {
+                self.wait_for_input()?;
+            }
+            let length = buffer.len().min(usize::try_from(left).unwrap_or(usize::MAX));
+            let (window, _) = buffer.split_at_mut(length);
+            let read = self.input.read_some(window)?;
+            left -= read as u64;
+            let Some(shard) = self.shards.get_mut(room.shard) else { return Ok(()) };
+            shard.owe(window.get(..read).unwrap_or_default())?;
+        }
         Ok(())
     }
 
-    /// Completes the shards.
-    fn finish(mut self) -> Result<(), Error> {
-        while self.shards.iter().any(Shard::is_in_debt) {
-            self.wait(PollFlags::empty(), PollFlags::empty())?;
+    /// Closes the shards, each as soon as it has all that was promised to it: whoever merges them
+    /// may have to see the end of one before it reads more of another.
+    fn settle(&mut self, outputs: &mut Outputs) -> Result<(), Error> {
+        loop {
             self.pay_debts()?;
+            let now = Instant::now();
+            let (owed, paid): (Vec<_>, Vec<_>) = self.shards.drain(..).partition(Shard::is_in_debt);
+            self.shards = owed;
+            self.shards.iter_mut().for_each(|shard| shard.note_room(false, now));
+            for mut shard in paid {
+                shard.note_room(true, now);
+                outputs.close(shard)?;
+            }
+            if self.shards.is_empty() {
+                return Ok(());
+            }
+            self.wait_for_shards(PollFlags::empty())?;
         }
-        self.shards.into_iter().try_for_each(Shard::close)
     }
 }

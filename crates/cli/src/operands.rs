@@ -1,0 +1,171 @@
+//! Shards that are named by a path: files, FIFOs, devices and UNIX sockets.
+
+use crate::{Cleanup, OpenError, Place, ShardEnd, UsageError, new_image_id};
+use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use pipe_io::Endpoint;
+use std::ffi::OsString;
+use std::fs::{self, File, OpenOptions, Permissions};
+use std::io::{self, ErrorKind};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::thread;
+
+/// A file that is being written under a temporary name, which goes when this is dropped or a
+/// signal ends the program.
+#[derive(Debug)]
+pub struct OutputFile {
+    temporary: PathBuf,
+    target: PathBuf,
+    cleanup: Cleanup,
+}
+
+impl OutputFile {
+    /// Gives the file its name; what had the name before is gone.
+    pub fn publish(self) -> io::Result<()> {
+        fs::rename(&self.temporary, &self.target)?;
+        self.cleanup.keep();
+        Ok(())
+    }
+}
+
+/// Where an operand for writing leads.
+enum Target {
+    /// A file, existing or not, to be replaced in the end.
+    File(PathBuf),
+    /// A UNIX socket, to be connected to.
+    Socket,
+    /// A FIFO or a device, to be written as it is.
+    Special(PathBuf),
+}
+
+pub(crate) fn open_outputs(operands: Vec<(Place, PathBuf)>) -> Result<Vec<ShardEnd>, OpenError> {
+    let mut targets = Vec::new();
+    for (place, path) in operands {
+        let target = target(&path).map_err(|error| OpenError::System(place.clone(), error))?;
+        targets.push((place, path, target));
+    }
+    refuse_same_file(&targets)?;
+    // To open a FIFO is to wait for its reader; who knows in which order they come.
+    thread::scope(|scope| {
+        let opening: Vec<_> = targets
+            .into_iter()
+            .map(|(place, path, target)| scope.spawn(move || open_output(place, &path, target)))
+            .collect();
+        opening
+            .into_iter()
+            .map(|opened| opened.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+            .collect()
+    })
+}
+
+fn open_output(place: Place, path: &Path, target: Target) -> Result<ShardEnd, OpenError> {
+    let (opened, file) = match target {
+        Target::File(target) => match create(target) {
+            Ok((opened, file)) => (Ok(opened.into()), Some(file)),
+            Err(error) => (Err(error), None),
+        },
+        Target::Socket => (UnixStream::connect(path).map(OwnedFd::from), None),
+        Target::Special(path) => {
+            (OpenOptions::new().write(true).open(path).map(OwnedFd::from), None)
+        }
+    };
+    shard(place, opened, file)
+}
+
+pub(crate) fn open_inputs(operands: Vec<(Place, PathBuf)>) -> Result<Vec<ShardEnd>, OpenError> {
+    operands.into_iter().map(|(place, path)| shard(place, open_input(&path), None)).collect()
+}
+
+/// A FIFO opens at once: its end is not taken for the end of the shard before a writer came.
+fn open_input(path: &Path) -> io::Result<OwnedFd> {
+    if fs::metadata(path)?.file_type().is_socket() {
+        return UnixStream::connect(path).map(OwnedFd::from);
+    }
+    let file = OpenOptions::new().read(true).custom_flags(OFlag::O_NONBLOCK.bits()).open(path)?;
+    // The open file is ours alone, and from here on we do wait.
+    let flags = OFlag::from_bits_retain(fcntl(&file, FcntlArg::F_GETFL)?);
+    fcntl(&file, FcntlArg::F_SETFL(flags - OFlag::O_NONBLOCK))?;
+    Ok(file.into())
+}
+
+fn shard(
+    place: Place,
+    opened: io::Result<OwnedFd>,
+    file: Option<OutputFile>,
+) -> Result<ShardEnd, OpenError> {
+    let fd = opened.map_err(|error| OpenError::System(place.clone(), error))?;
+    match Endpoint::new(fd) {
+        Ok(endpoint) => {
+            endpoint.grow();
+            Ok(ShardEnd { place, endpoint, file })
+        }
+        Err(refusal) => Err(OpenError::Usage(UsageError::Refused(place, refusal))),
+    }
+}
+
+fn target(path: &Path) -> io::Result<Target> {
+    match fs::metadata(path) {
+        Ok(metadata) if metadata.file_type().is_socket() => Ok(Target::Socket),
+        // What a symbolic link leads to is replaced, and not the link.
+        Ok(metadata) if metadata.is_file() => Ok(Target::File(path.canonicalize()?)),
+        Ok(metadata) if metadata.is_dir() => Err(Errno::EISDIR.into()),
+        Ok(_) => Ok(Target::Special(path.canonicalize()?)),
+        Err(error) if error.kind() == ErrorKind::NotFound => {
+            let name = path.file_name().ok_or(ErrorKind::InvalidInput)?;
+            Ok(Target::File(folder(path).canonicalize()?.join(name)))
+        }
+        Err(error) => Err(error),
+    }
+}
+
+fn folder(path: &Path) -> &Path {
+    match path.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => folder,
+        _ => Path::new("."),
+    }
+}
+
+fn refuse_same_file(targets: &[(Place, PathBuf, Target)]) -> Result<(), OpenError> {
+    let mut seen: Vec<(&Place, &Path)> = Vec::new();
+    for (place, _, target) in targets {
+        let (Target::File(path) | Target::Special(path)) = target else { continue };
+        // Any number of shards may go to /dev/null.
+        if path == Path::new("/dev/null") {
+            continue;
+        }
+        if let Some((first, _)) = seen.iter().find(|(_, seen)| seen == path) {
+            let error = UsageError::SameFile((*first).clone(), place.clone());
+            return Err(OpenError::Usage(error));
+        }
+        seen.push((place, path));
+    }
+    Ok(())
+}
+
+/// A new file beside the target, so that both are on one file system.
+fn create(target: PathBuf) -> io::Result<(File, OutputFile)> {
+    let permissions = permissions(&target)?;
+    let mut name = OsString::from(".shard-");
+    // Sixteen random bytes: no other program has this name, nor had it before.
+    name.push(new_image_id()?.to_string());
+    let temporary = target.with_file_name(name);
+    // First the note, then the file: a signal may come between.
+    let cleanup = Cleanup::new(&temporary);
+    let file = OpenOptions::new().write(true).create_new(true).open(&temporary)?;
+    if let Some(permissions) = permissions {
+        file.set_permissions(permissions)?;
+    }
+    Ok((file, OutputFile { temporary, target, cleanup }))
+}
+
+/// Those of the file that will be replaced, which must be one that we may write.
+fn permissions(target: &Path) -> io::Result<Option<Permissions>> {
+    match OpenOptions::new().write(true).open(target) {
+        Ok(file) => Ok(Some(file.metadata()?.permissions())),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}

@@ -1,0 +1,117 @@
+//! What the shards of a command line are: descriptors, files, or what commands read and write.
+
+use crate::operands::{self, OutputFile};
+use crate::{Failure, Fd, Place, UsageError};
+use pipe_io::Endpoint;
+use std::io;
+use std::num::NonZeroU16;
+use std::os::fd::RawFd;
+use std::path::PathBuf;
+use std::thread;
+
+/// The shards that a command line asks for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ShardPlan {
+    /// Each is named: first the descriptors, then the paths.
+    Named {
+        /// By number.
+        fds: Vec<RawFd>,
+        /// By operand.
+        paths: Vec<PathBuf>,
+    },
+    /// Each is at the other end of a command.
+    Filter {
+        /// How many.
+        count: usize,
+        /// What the shell runs.
+        command: String,
+    },
+}
+
+/// A shard that is open.
+#[derive(Debug)]
+pub struct ShardEnd {
+    /// Its name in messages.
+    pub place: Place,
+    /// What it is read from or written to.
+    pub endpoint: Endpoint,
+    /// The file that it will be, when the image is complete.
+    pub file: Option<OutputFile>,
+}
+
+/// Why an operand cannot be opened.
+#[derive(Debug)]
+pub enum OpenError {
+    /// It is none that could carry a shard.
+    Usage(UsageError),
+    /// The system refuses it.
+    System(Place, io::Error),
+}
+
+impl ShardPlan {
+    /// From the options as they were given; `default` is the descriptor that is meant where
+    /// there are none. Without a number there are as many commands as CPUs.
+    pub fn new(
+        fds: &[Fd],
+        paths: Vec<PathBuf>,
+        shards: Option<NonZeroU16>,
+        filter: Option<String>,
+        default: RawFd,
+    ) -> ShardPlan {
+        let cpus = || thread::available_parallelism().map_or(1, usize::from);
+        match filter {
+            Some(command) => {
+                let count = shards.map_or_else(cpus, |count| usize::from(count.get()));
+                ShardPlan::Filter { count, command }
+            }
+            None if fds.is_empty() && paths.is_empty() => {
+                ShardPlan::Named { fds: vec![default], paths }
+            }
+            None => ShardPlan::Named { fds: fds.iter().map(|fd| fd.0).collect(), paths },
+        }
+    }
+
+    /// How many shards there are.
+    pub fn count(&self) -> usize {
+        match self {
+            ShardPlan::Named { fds, paths } => fds.len() + paths.len(),
+            ShardPlan::Filter { count, .. } => *count,
+        }
+    }
+
+    /// The descriptors.
+    pub fn fds(&self) -> &[RawFd] {
+        match self {
+            ShardPlan::Named { fds, .. } => fds,
+            ShardPlan::Filter { .. } => &[],
+        }
+    }
+
+    /// Opens the operands for writing. Files get a temporary name; a FIFO waits for its reader.
+    pub fn open_outputs(&self) -> Result<Vec<ShardEnd>, OpenError> {
+        operands::open_outputs(self.operands())
+    }
+
+    /// Opens the operands for reading, without waiting.
+    pub fn open_inputs(&self) -> Result<Vec<ShardEnd>, OpenError> {
+        operands::open_inputs(self.operands())
+    }
+
+    fn operands(&self) -> Vec<(Place, PathBuf)> {
+        let ShardPlan::Named { fds, paths } = self else { return Vec::new() };
+        let place = |(index, path): (usize, &PathBuf)| {
+            (Place::ShardFile { index, path: path.clone() }, path.clone())
+        };
+        (fds.len()..).zip(paths).map(place).collect()
+    }
+}
+
+impl OpenError {
+    /// As the failure of a program; `system` makes its own error of what the system has said.
+    pub fn into_failure<E>(self, system: impl FnOnce(Place, io::Error) -> E) -> Failure<E> {
+        match self {
+            OpenError::Usage(error) => Failure::Usage(error),
+            OpenError::System(place, error) => Failure::Failed(system(place, error)),
+        }
+    }
+}

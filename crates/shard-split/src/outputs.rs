@@ -1,0 +1,132 @@
+//! What the shards are written to, and when each of them is complete.
+
+use crate::error::Error;
+use crate::shard::Shard;
+use cli::{Commands, Counters, OutputFile, Place, ShardEnd};
+use pipe_io::{Endpoint, Kind};
+use std::io::{self, ErrorKind};
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::time::Instant;
+
+/// What stands behind the pipes that the shards are written through.
+pub(crate) struct Outputs {
+    counters: Arc<Counters>,
+    commands: Option<Commands>,
+    places: Vec<Place>,
+    relayed: Vec<bool>,
+    files: Vec<(Place, OutputFile)>,
+    done: Receiver<(usize, io::Result<()>)>,
+}
+
+impl Outputs {
+    /// Puts a pipe before everything that is not one, so that nothing but a pipe can keep the
+    /// split waiting, and a pipe only if it is asked to.
+    pub(crate) fn new(
+        ends: Vec<ShardEnd>,
+        commands: Option<Commands>,
+        counters: &Arc<Counters>,
+    ) -> Result<(Outputs, Vec<Shard>), Error> {
+        let (sender, done) = channel();
+        let mut outputs = Outputs {
+            counters: Arc::clone(counters),
+            commands,
+            places: Vec::new(),
+            relayed: Vec::new(),
+            files: Vec::new(),
+            done,
+        };
+        let shards = ends
+            .into_iter()
+            .enumerate()
+            .map(|(index, end)| outputs.add(index, end, &sender))
+            .collect::<Result<_, _>>()?;
+        Ok((outputs, shards))
+    }
+
+    fn add(
+        &mut self,
+        index: usize,
+        end: ShardEnd,
+        sender: &Sender<(usize, io::Result<()>)>,
+    ) -> Result<Shard, Error> {
+        let ShardEnd { place, endpoint, file } = end;
+        let is_pipe = endpoint.kind() == Kind::Pipe;
+        let endpoint =
+            if is_pipe { endpoint } else { self.relay(index, &place, endpoint, sender.clone())? };
+        self.files.extend(file.map(|file| (place.clone(), file)));
+        self.places.push(place.clone());
+        self.relayed.push(!is_pipe);
+        Shard::new(index, place, endpoint, Arc::clone(&self.counters))
+    }
+
+    fn relay(
+        &self,
+        index: usize,
+        place: &Place,
+        to: Endpoint,
+        sender: Sender<(usize, io::Result<()>)>,
+    ) -> Result<Endpoint, Error> {
+        // If nobody wants to know any more, the split has failed for another reason.
+        let done = move |result| drop(sender.send((index, result)));
+        pipe_io::relay(to, done).map_err(|error| Error::Shard(place.clone(), error))
+    }
+
+    /// The reason behind an error: a broken pipe is only where it shows.
+    pub(crate) fn explain(&mut self, error: Error) -> Error {
+        if !matches!(error, Error::Shard(..)) {
+            return error;
+        }
+        let command = self.commands.as_mut().and_then(Commands::to_blame);
+        let relayed = self.done.try_iter().find_map(|(index, result)| {
+            Some(Error::Shard(self.places.get(index)?.clone(), result.err()?))
+        });
+        command.map(Error::Command).or(relayed).unwrap_or(error)
+    }
+
+    /// Closes a shard that has all that it gets.
+    pub(crate) fn close(&mut self, shard: Shard) -> Result<(), Error> {
+        let (index, place) = (shard.index(), shard.place);
+        if let Some(commands) = &mut self.commands {
+            commands.closing(index, &shard.endpoint);
+        } else if self.relayed.get(index) == Some(&false) {
+            self.counters.end(index);
+        }
+        shard.endpoint.close().map_err(|error| Error::Shard(place, error))
+    }
+
+    /// Waits until all shards, which were closed, are complete, and only then gives the files
+    /// their names.
+    pub(crate) fn complete(mut self) -> Result<(), Error> {
+        let start = Instant::now();
+        self.await_relays(start)?;
+        if let Some(mut commands) = self.commands.take() {
+            commands.wait(|index| end(&self.counters, index, start))?;
+        }
+        for (place, file) in self.files {
+            file.publish().map_err(|error| Error::Shard(place, error))?;
+        }
+        Ok(())
+    }
+
+    fn await_relays(&self, start: Instant) -> Result<(), Error> {
+        let relays = self.relayed.iter().filter(|relayed| **relayed).count();
+        for _ in 0..relays {
+            let Ok((index, result)) = self.done.recv() else {
+                return Err(Error::System(ErrorKind::BrokenPipe.into()));
+            };
+            match (result, self.places.get(index)) {
+                (Err(error), Some(place)) => return Err(Error::Shard(place.clone(), error)),
+                (Err(error), None) => return Err(Error::System(error)),
+                (Ok(()), _) => end(&self.counters, index, start),
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Notes that a shard has kept us waiting until now.
+fn end(counters: &Counters, index: usize, since: Instant) {
+    counters.blocked(index, since.elapsed());
+    counters.end(index);
+}

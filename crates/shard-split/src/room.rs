@@ -1,0 +1,66 @@
+//! Which shard takes the next chunk.
+
+use crate::error::Error;
+use crate::shard::Shard;
+use std::time::Instant;
+
+/// A shard, and what it can take now.
+pub(crate) struct Room {
+    /// Which of the shards it is.
+    pub(crate) shard: usize,
+    /// Page slots that are free.
+    pub(crate) free: u64,
+    /// Page slots that payload can have.
+    pub(crate) slots: u64,
+    /// Bytes of payload that fit into them.
+    pub(crate) bytes: u64,
+}
+
+/// Slots that the collected markers and the next one take at most.
+const MARKER_SLOTS: u64 = 3;
+
+/// The shard with the most room, if one has enough for `wanted` bytes or a quarter of its pipe,
+/// at `density` bytes of payload a slot. Among equals, the one that was given the least.
+///
+/// A quarter: with half, a reader that empties its pipe in two gulps waits for us; with less,
+/// each waking-up moves too little to be worth it.
+pub(crate) fn most(shards: &mut [Shard], wanted: u64, density: u64) -> Result<Option<Room>, Error> {
+    let now = Instant::now();
+    let mut best: Option<(Room, u64)> = None;
+    for (index, shard) in shards.iter_mut().enumerate() {
+        let room = of(index, shard, density)?
+            .filter(|room| room.bytes >= wanted || room.slots >= shard.slots() / 4);
+        shard.note_room(room.is_some(), now);
+        let Some(room) = room else { continue };
+        let given = shard.given();
+        let is_better = best.as_ref().is_none_or(|(best, least)| {
+            room.bytes > best.bytes || (room.bytes == best.bytes && given < *least)
+        });
+        if is_better {
+            best = Some((room, given));
+        }
+    }
+    Ok(best.map(|(room, _)| room))
+}
+
+fn of(index: usize, shard: &mut Shard, density: u64) -> Result<Option<Room>, Error> {
+    if shard.is_in_debt() {
+        return Ok(None);
+    }
+    let free = shard.free()?;
+    // An empty pipe is used however small it is.
+    let at_least = u64::from(free == shard.slots());
+    let slots = free.saturating_sub(MARKER_SLOTS + 1).max(at_least);
+    let bytes = slots.saturating_mul(density);
+    Ok((bytes > 0).then_some(Room { shard: index, free, slots, bytes }))
+}
+
+/// The room of a shard as far as it is known without looking, if `wanted` bytes fit, and half of
+/// its pipe is free: past that, another shard may have more.
+pub(crate) fn known(index: usize, shard: &Shard, wanted: u64, density: u64) -> Option<Room> {
+    let free = shard.free_at_least();
+    let slots = free.saturating_sub(MARKER_SLOTS + 1);
+    let bytes = slots.saturating_mul(density);
+    let is_enough = bytes >= wanted.max(1) && free >= shard.slots() / 2 && !shard.is_in_debt();
+    is_enough.then_some(Room { shard: index, free, slots, bytes })
+}

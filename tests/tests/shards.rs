@@ -1,0 +1,279 @@
+//! Stragglers: a shard that is slow, stops or dies holds up nothing but itself,
+//! and `blocked_millis` tells which it was.
+
+use std::fs::File;
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread::{self, JoinHandle, sleep};
+use std::time::{Duration, Instant};
+
+use tests::criu::pipe;
+use tests::filters::{self, split_to};
+use tests::pipeline::{Finished, Running, write_until_refused};
+use tests::random::Random;
+use tests::stream::{Writer, looks_complete, read_shards, read_stream};
+
+const MIB: usize = 1 << 20;
+
+/// An image of one file of so many bytes, in chunks as large as CRIU's pipes.
+fn image(length: usize) -> Vec<u8> {
+    let content = Random::new(1).bytes(length);
+    let named = Writer::new().name("pages-1.img");
+    let pages = content.chunks(MIB).fold(named, |writer, chunk| writer.data(chunk)).file_eof();
+    pages.file("inventory.img", b"all").image_eof().finish()
+}
+
+/// What a shard is read from, and what `shard-split` writes.
+fn ends(kind: &str) -> (OwnedFd, OwnedFd) {
+    match kind {
+        "pipe" => pipe(None).expect("a pipe"),
+        "unix" => UnixStream::pair().map(|(a, b)| (a.into(), b.into())).expect("a socket"),
+        "tcp" => {
+            let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+            let address = listener.local_addr().expect("an address");
+            let writer = TcpStream::connect(address).expect("a connection");
+            (listener.accept().expect("a connection").0.into(), writer.into())
+        }
+        other => panic!("no such kind: {other}"),
+    }
+}
+
+/// A reader of a shard that can be stopped and throttled.
+#[derive(Clone)]
+struct Tap {
+    open: Arc<AtomicBool>,
+    /// Bytes so far.
+    read: Arc<AtomicU64>,
+    /// Bytes per second.
+    rate: Option<u64>,
+}
+
+impl Tap {
+    fn new(open: bool, rate: Option<u64>) -> Self {
+        Self { open: Arc::new(AtomicBool::new(open)), read: Arc::default(), rate }
+    }
+
+    fn collect(&self, from: OwnedFd) -> JoinHandle<Vec<u8>> {
+        let tap = self.clone();
+        thread::spawn(move || {
+            let (mut from, mut content) = (File::from(from), Vec::new());
+            let mut buffer = vec![0; 64 << 10];
+            let start = Instant::now();
+            loop {
+                while !tap.open.load(Ordering::Relaxed) {
+                    sleep(Duration::from_millis(2));
+                }
+                let read = from.read(&mut buffer).expect("the shard can be read");
+                if read == 0 {
+                    return content;
+                }
+                content.extend_from_slice(&buffer[..read]);
+                tap.read.fetch_add(read as u64, Ordering::Relaxed);
+                if let Some(rate) = tap.rate {
+                    let due = Duration::from_secs_f64(content.len() as f64 / rate as f64);
+                    sleep(due.saturating_sub(start.elapsed()));
+                }
+            }
+        })
+    }
+
+    fn bytes(&self) -> usize {
+        self.read.load(Ordering::Relaxed) as usize
+    }
+}
+
+struct Split {
+    running: Running,
+    shards: Vec<JoinHandle<Vec<u8>>>,
+}
+
+impl Split {
+    fn start(kind: &str, stream: Vec<u8>, taps: &[Tap]) -> Self {
+        let (from, to): (Vec<_>, Vec<_>) = taps.iter().map(|_| ends(kind)).unzip();
+        let shards = taps.iter().zip(from).map(|(tap, from)| tap.collect(from)).collect();
+        let (stdin, feed) = pipe(None).expect("a pipe");
+        let running = split_to(to).stdin(stdin).start();
+        thread::spawn(move || write_until_refused(feed, &stream));
+        Self { running, shards }
+    }
+
+    fn finish(self) -> (Finished, Vec<Vec<u8>>) {
+        let finished = self.running.finish();
+        finished.succeeded();
+        let shards = self.shards.into_iter().map(|shard| shard.join().expect("a shard"));
+        (finished, shards.collect())
+    }
+}
+
+fn wait_until(what: &str, is_so: impl Fn() -> bool) {
+    let limit = Instant::now() + Duration::from_secs(10);
+    while !is_so() {
+        assert!(Instant::now() < limit, "{what}: never");
+        sleep(Duration::from_millis(2));
+    }
+}
+
+#[test]
+fn a_stalled_shard_does_not_stop_the_others() {
+    // What rests in its pipe, and in the socket's queues: TCP's grow to 4 and 6 MiB.
+    for (kind, resting) in [("pipe", 2 * MIB), ("unix", 3 * MIB), ("tcp", 14 * MIB)] {
+        let stream = image(64 * MIB);
+        let taps = [true, false, true, true].map(|open| Tap::new(open, None));
+        let split = Split::start(kind, stream.clone(), &taps);
+        let others = || taps.iter().map(Tap::bytes).sum::<usize>();
+        wait_until(kind, || others() + resting >= stream.len());
+        // A pipe keeps what it has when the program has ended; for a socket we must wait.
+        if kind == "unix" {
+            sleep(Duration::from_millis(100));
+            assert!(split.running.is_running(), "ended without its second shard");
+        }
+        taps[1].open.store(true, Ordering::Relaxed);
+        let (finished, shards) = split.finish();
+        assert!(read_shards(&shards).is_ok_and(|read| read == read_stream(&stream).unwrap()));
+        if kind == "unix" {
+            let blocked = blocked_millis(&finished);
+            let others = [blocked[0], blocked[2], blocked[3]];
+            assert!(others.iter().all(|time| time + 50 <= blocked[1]), "{blocked:?}");
+        }
+    }
+}
+
+/// How long each shard kept the program waiting, by its JSON line.
+fn blocked_millis(finished: &Finished) -> Vec<u64> {
+    let line = finished.progress.last().expect("a line");
+    let json: serde_json::Value = serde_json::from_str(line).expect("JSON");
+    let shards = json["shards"].as_array().expect("shards");
+    shards.iter().map(|shard| shard["blocked_millis"].as_u64().expect("a number")).collect()
+}
+
+#[test]
+fn a_shard_that_comes_back_takes_part_again() {
+    let stream = image(48 * MIB);
+    let rate = Some(60 * MIB as u64);
+    let taps = [Tap::new(true, rate), Tap::new(false, None)];
+    let split = Split::start("pipe", stream.clone(), &taps);
+    wait_until("half of it", || taps[0].bytes() >= 16 * MIB);
+    taps[1].open.store(true, Ordering::Relaxed);
+    let (_, shards) = split.finish();
+    assert!(shards[1].len() > 8 * MIB, "only {} bytes after it came back", shards[1].len());
+    assert_eq!(read_shards(&shards), read_stream(&stream));
+}
+
+#[test]
+fn a_shard_throttled_to_a_tenth_gets_about_a_fortieth() {
+    let stream = image(128 * MIB);
+    let rates = [120, 120, 12, 120].map(|rate| Some(rate * MIB as u64));
+    let taps = rates.map(|rate| Tap::new(true, rate));
+    let start = Instant::now();
+    let (finished, shards) = Split::start("pipe", stream.clone(), &taps).finish();
+    let part = stream.len() / shards[2].len();
+    assert!((15..60).contains(&part), "one part in {part}");
+    let millis = start.elapsed().as_millis();
+    assert!(millis < 1000, "128 MiB at 372 MiB/s took {millis} ms");
+    let blocked = blocked_millis(&finished);
+    // With a source that is faster than all of them, all keep it waiting.
+    assert!(blocked.iter().all(|time| time * 3 <= blocked[2] * 4), "{blocked:?}");
+}
+
+#[test]
+fn equal_readers_get_equal_shares() {
+    let stream = image(48 * MIB);
+    let taps = [(); 4].map(|()| Tap::new(true, Some(25 * MIB as u64)));
+    let (_, shards) = Split::start("pipe", stream, &taps).finish();
+    let sizes: Vec<_> = shards.iter().map(Vec::len).collect();
+    let (least, most) = (sizes.iter().min().unwrap(), sizes.iter().max().unwrap());
+    assert!(most * 10 <= least * 12, "{sizes:?}");
+}
+
+/// Hundredths of a second that the program has computed.
+fn cpu_ticks(running: &Running) -> u64 {
+    let stat = std::fs::read_to_string(format!("/proc/{}/stat", running.pid())).expect("its stat");
+    let (_, fields) = stat.rsplit_once(") ").expect("its fields");
+    fields.split(' ').skip(11).take(2).map(|ticks| ticks.parse::<u64>().expect("ticks")).sum()
+}
+
+#[test]
+fn waiting_for_room_costs_nothing() {
+    // The rest of the second rests in the pipe of stdin, and who wrote it has gone.
+    let behind = 40_000;
+    let cases = [("stopped", 16 * MIB, None), ("upstream gone", 2 * MIB + behind, None)];
+    for (case, length, rate) in
+        cases.into_iter().chain([("throttled", 16 * MIB, Some(2 * MIB as u64))])
+    {
+        let taps = [(); 2].map(|()| Tap::new(rate.is_some(), rate));
+        let split = Split::start("pipe", image(length), &taps);
+        sleep(Duration::from_millis(400));
+        let before = cpu_ticks(&split.running);
+        sleep(Duration::from_millis(1500));
+        let ticks = cpu_ticks(&split.running) - before;
+        assert!(ticks <= 3, "{case}: {ticks} hundredths of a second in 1.5 s");
+    }
+}
+
+#[test]
+fn a_shard_that_dies_at_any_byte_is_named() {
+    let stream = image(8 * MIB);
+    for after in [0, 1, 40, 4096, 100_000, MIB] {
+        let (from, to): (Vec<_>, Vec<_>) = [(); 2].map(|()| ends("pipe")).into_iter().unzip();
+        let mut from = from.into_iter();
+        let healthy = Tap::new(true, None).collect(from.next().expect("a shard"));
+        let dying = from.next().expect("a shard");
+        let dies = thread::spawn(move || {
+            let mut content = vec![0; after];
+            File::from(dying).read_exact(&mut content).expect("the shard has so much");
+            content
+        });
+        let finished = split_to(to).run(&stream);
+        finished.refused_with_a_place("a reader dies");
+        assert_eq!(finished.stderr, ["shard-split: shard 1 (fd 11): Broken pipe"], "{after}");
+        let shards = [healthy.join().expect("a shard"), dies.join().expect("a shard")];
+        assert!(!shards.iter().any(|shard| looks_complete(shard)), "{after}");
+    }
+}
+
+/// A shard that dies while there is nothing to be written is found out at once.
+#[test]
+fn a_shard_that_dies_while_the_dump_pauses_is_named() {
+    for kind in ["pipe", "unix"] {
+        let (from, to): (Vec<_>, Vec<_>) = [(); 2].map(|()| ends(kind)).into_iter().unzip();
+        let (stdin, feed) = pipe(None).expect("a pipe");
+        let running = split_to(to).stdin(stdin).start();
+        let mut feed = File::from(feed);
+        let stream = image(MIB);
+        feed.write_all(&stream[..stream.len() / 2]).expect("it reads");
+        sleep(Duration::from_millis(100));
+        drop(from);
+        if kind == "unix" {
+            // That a peer has gone shows only when something is sent to it.
+            let _ = feed.write_all(&stream[stream.len() / 2..]);
+            drop(feed);
+            running.finish().refused_with_a_place("both readers die");
+            continue;
+        }
+        running.finish().refused_with_a_place("both readers die");
+    }
+}
+
+#[test]
+fn merge_names_the_shard_that_it_waited_for() {
+    let (finished, shards) = filters::split(&image(2 * MIB), 2);
+    finished.succeeded();
+    let (inputs, feeds): (Vec<_>, Vec<_>) = [(); 2].map(|()| ends("pipe")).into_iter().unzip();
+    for ((shard, feed), late) in shards.into_iter().zip(feeds).zip([false, true]) {
+        thread::spawn(move || {
+            let (begin, rest) = shard.split_at(shard.len() / 2);
+            let mut feed = File::from(feed);
+            feed.write_all(begin).expect("it reads");
+            sleep(Duration::from_millis(if late { 400 } else { 0 }));
+            feed.write_all(rest).expect("it reads");
+        });
+    }
+    let merged = filters::merge_from(inputs).run(&[]);
+    merged.succeeded();
+    let blocked = blocked_millis(&merged);
+    assert!(blocked[1] >= 300 && blocked[0] < 100, "{blocked:?}");
+}
