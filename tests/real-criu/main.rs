@@ -7,9 +7,11 @@
 mod bench;
 mod criu;
 mod pipeline;
+mod stamper;
 mod victim;
 
 mod directory;
 mod failures;
+mod safety;
 mod serving;
 mod streams;

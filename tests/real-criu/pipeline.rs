@@ -52,6 +52,11 @@ impl Pipeline {
         });
     }
 
+    /// Sends a signal to all of them, as ^C at the keyboard does.
+    pub(crate) fn signal(&self, signal: Signal) {
+        killpg(pid_of(&self.bash), signal).expect("send a signal");
+    }
+
     /// The exit status.
     pub(crate) fn status(&mut self) -> i32 {
         let status =

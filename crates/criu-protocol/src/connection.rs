@@ -9,6 +9,7 @@ use prost::Message;
 use std::collections::VecDeque;
 use std::fmt;
 use std::io::{self, ErrorKind};
+use std::net::Shutdown;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use wire_format::{FileName, NameError};
@@ -107,6 +108,19 @@ impl Connection {
         }
         self.awaits_pipe = exists;
         Ok(())
+    }
+
+    /// Whether CRIU has begun to say something that is not complete: a request, or one whose pipe
+    /// is due.
+    pub fn is_within_a_message(&self) -> bool {
+        self.awaits_pipe || !self.received.is_empty()
+    }
+
+    /// Takes no more from CRIU: what it sends from now on fails in CRIU, with a broken pipe. What
+    /// it has sent before is still there for [`Connection::next_event`], and then a hang-up. The
+    /// kernel sees to it that nothing falls between.
+    pub fn refuse_more(&self) -> Result<(), ProtocolError> {
+        self.socket.shutdown(Shutdown::Read).map_err(ProtocolError::Io)
     }
 
     fn understand(&mut self) -> Result<Option<Event>, ProtocolError> {

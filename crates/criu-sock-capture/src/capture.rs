@@ -38,8 +38,15 @@ pub(crate) fn run(args: Args) -> Result<(), Failure<Error>> {
             .map(|(name, place, source)| Inflow::external(name, place, source))
             .collect::<io::Result<_>>()
             .map_err(Error::System)?;
-        let mut capture =
-            Capture { listener, dump: None, inflows, successors: Vec::new(), output, progress };
+        let mut capture = Capture {
+            listener,
+            dump: None,
+            end_at_inventory: args.end_at_inventory,
+            inflows,
+            successors: Vec::new(),
+            output,
+            progress,
+        };
         capture.progress.socket_init();
         capture.run()?;
         capture.output.finish()?;
@@ -59,6 +66,8 @@ struct Capture {
     /// Kept when CRIU has connected, so that no second capture can take the socket's place.
     listener: Listener,
     dump: Option<Dump>,
+    /// Whether the stream ends while CRIU still waits to hear that the image is safe.
+    end_at_inventory: bool,
     /// The files that are open now. No two have the same name.
     inflows: Vec<Inflow>,
     /// Files that CRIU has opened again, before the end of the earlier ones was seen.
@@ -92,8 +101,17 @@ impl Capture {
 
     /// Whether all of the image is in the stream. A dump that failed is an error, as soon as
     /// everything has come that CRIU has left behind.
-    fn is_complete(&self) -> Result<bool, Error> {
-        match &self.dump {
+    fn is_complete(&mut self) -> Result<bool, Error> {
+        match &mut self.dump {
+            Some(dump) if self.end_at_inventory && dump.has_sent_inventory() => {
+                if dump.has_hung_up() {
+                    Err(Error::DidNotWait)
+                } else if dump.is_sending() || !self.inflows.is_empty() {
+                    Ok(false)
+                } else {
+                    dump.end().map(|()| true)
+                }
+            }
             Some(dump) if dump.has_hung_up() && !self.inflows.iter().any(Inflow::is_criu) => {
                 match dump.has_sent_all() {
                     true => Ok(self.inflows.is_empty()),

@@ -67,6 +67,34 @@ impl Dump {
         Ok(None)
     }
 
+    /// Takes no more files. What CRIU sends from now on fails in CRIU, and so does its dump; what
+    /// it has sent already is found here. CRIU must still be there.
+    pub(crate) fn end(&mut self) -> Result<(), Error> {
+        let mut news = self.news();
+        if self.hung_up {
+            return Err(Error::DidNotWait);
+        }
+        self.connection.refuse_more()?;
+        if matches!(news, Ok(None)) {
+            news = self.news();
+        }
+        match (self.announced.take(), news) {
+            (Some(name), _) | (None, Ok(Some(News::File(name, _)))) => Err(Error::LateFile(name)),
+            (None, Err(error)) => Err(error),
+            (None, Ok(Some(News::Frozen) | None)) => Ok(()),
+        }
+    }
+
+    /// Whether CRIU has begun to send a file and its pipe has not come.
+    pub(crate) fn is_sending(&self) -> bool {
+        self.connection.is_within_a_message()
+    }
+
+    /// Whether CRIU has sent the file that it sends last.
+    pub(crate) fn has_sent_inventory(&self) -> bool {
+        self.inventory
+    }
+
     pub(crate) fn has_hung_up(&self) -> bool {
         self.hung_up
     }
@@ -81,5 +109,47 @@ impl Dump {
 impl AsFd for Dump {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.connection.as_fd()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use criu_protocol::Direction;
+    use std::io::Write;
+    use std::os::unix::net::UnixStream;
+
+    fn dump() -> (UnixStream, Dump) {
+        let (criu, socket) = UnixStream::pair().unwrap();
+        (criu, Dump::new(Connection::new(socket, Direction::Capture)))
+    }
+
+    /// The moment in which this matters is too short for a test from outside.
+    #[test]
+    fn a_file_that_came_just_before_the_end_is_found() {
+        let (mut criu, mut dump) = dump();
+        criu.write_all(b"\x08\0\0\0\x0a\x06late.x").unwrap();
+        assert!(matches!(dump.end(), Err(Error::LateFile(name)) if name.as_str() == "late.x"));
+    }
+
+    #[test]
+    fn half_a_request_before_the_end_is_found() {
+        let (mut criu, mut dump) = dump();
+        criu.write_all(b"\x08\0\0").unwrap();
+        assert!(dump.end().is_err());
+    }
+
+    #[test]
+    fn a_criu_that_has_gone_is_found() {
+        let (criu, mut dump) = dump();
+        drop(criu);
+        assert!(matches!(dump.end(), Err(Error::DidNotWait)));
+    }
+
+    #[test]
+    fn criu_cannot_send_after_the_end() {
+        let (mut criu, mut dump) = dump();
+        assert!(dump.end().is_ok());
+        assert_eq!(criu.write_all(b"\x08").unwrap_err().kind(), std::io::ErrorKind::BrokenPipe);
     }
 }

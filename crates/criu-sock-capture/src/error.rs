@@ -27,6 +27,11 @@ pub(crate) enum Error {
     DumpFailed,
     /// CRIU ended within `inventory.img`.
     InventoryCut,
+    /// With `--end-at-inventory`: CRIU has sent this file when all of the image was there.
+    LateFile(FileName),
+    /// With `--end-at-inventory`: CRIU hung up before all of the image was in the stream. What
+    /// was still in the pipes is the memory of a process that may run again.
+    DidNotWait,
     /// The system refuses something basic.
     System(io::Error),
 }
@@ -49,6 +54,13 @@ impl fmt::Display for Error {
             Error::InventoryCut => {
                 f.write_str("CRIU: inventory.img is cut short: the dump failed, there is no image")
             }
+            Error::LateFile(name) => {
+                write!(f, "CRIU: {name}: sent after inventory.img, which is to be the last file")
+            }
+            Error::DidNotWait => f.write_str(
+                "CRIU: hung up before the stream had ended: it was killed, or no action script \
+                 held it at post-dump",
+            ),
             Error::System(error) => f.write_str(&reason(error)),
         }
     }

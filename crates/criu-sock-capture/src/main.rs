@@ -45,6 +45,13 @@ struct Args {
     )]
     external: Vec<ExternalFile>,
 
+    /// End the stream when inventory.img is complete
+    ///
+    /// And not when CRIU hangs up: so its action script can wait until the
+    /// image is stored, and only then let the process go.
+    #[arg(long, verbatim_doc_comment)]
+    end_at_inventory: bool,
+
     #[command(flatten)]
     common: CommonArgs,
 }

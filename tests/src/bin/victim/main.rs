@@ -7,15 +7,17 @@
 //! TCP socket. Each process writes what it has seen into a status file in DIR,
 //! or what it found wrong, which must never happen: see [`status`].
 //!
-//! `victim count FILE` only counts, for demonstrations.
+//! `victim count FILE` only counts, for demonstrations. `victim stamp FILE` stamps
+//! its memory, so that an image shows of which moments it is.
 //!
-//! Both make themselves leaders of their own session, with standard input,
+//! All make themselves leaders of their own session, with standard input,
 //! output and error on `/dev/null`: CRIU wants to see nothing of the caller's.
 
 mod count;
 mod head;
 mod heap;
 mod member;
+mod stamp;
 mod status;
 
 use std::fs::OpenOptions;
@@ -26,12 +28,15 @@ use nix::unistd;
 const USAGE: &str = "\
 Usage: victim tree DIR [--processes N] [--megabytes N] [--no-tcp] [--undumpable]
        victim count FILE
+       victim stamp FILE MEGABYTES
 
 tree   N processes (4 or more; 4 unless said) that hold N megabytes of changing
        heap together (300 unless said). One of them answers on the loopback
        port named in DIR/port, unless --no-tcp; with --undumpable the last
        one holds a socket that CRIU refuses to dump.
-count  write a number that rises ten times a second to FILE";
+count  write a number that rises ten times a second to FILE
+stamp  write a number into all pages of so much memory, one after the other, and
+       then to FILE, and begin again with the next number";
 
 /// What goes wrong in a process, as it appears in its status file.
 type Fault = Box<dyn std::error::Error + Send + Sync>;
@@ -45,6 +50,12 @@ fn main() -> ExitCode {
             None => return usage(),
         },
         ["count", file] => leave_the_callers_session().and_then(|()| count::count(file)),
+        ["stamp", file, megabytes] => match megabytes.parse() {
+            Ok(megabytes) => {
+                leave_the_callers_session().and_then(|()| stamp::stamp(file, megabytes))
+            }
+            Err(_) => return usage(),
+        },
         // Started by `tree` only.
         ["member", rest @ ..] => match member::Member::parse(rest) {
             Some(member) => member.run(),

@@ -1,0 +1,376 @@
+//! `criu-checkpoint`: the process is let go only when its image is safe.
+//!
+//! In every test the images directory is `dump`.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use tests::random::Random;
+
+use crate::bench::{Bench, skip, wait_for};
+use crate::criu::Image;
+use crate::pipeline::Pipeline;
+use crate::stamper::{Stamper, are_of_one_moment};
+use crate::victim::Victim;
+
+/// Every failure ends within this time of its cause.
+const SOON: Duration = Duration::from_secs(5);
+
+/// A checkpoint of the process, with these options, by this command.
+fn checkpoint(bench: &Bench, pid: i32, options: &str, command: &str) -> Pipeline {
+    fs::create_dir_all(bench.scratch().join("dump")).expect("create the images directory");
+    let script =
+        format!("criu-checkpoint -t {pid} -D dump --network-lock skip {options} -- '{command}'");
+    Pipeline::start(bench, "checkpoint", &script)
+}
+
+/// The processes that work in the scratch directory: all that a pipeline has
+/// started, and neither the victim nor this test.
+fn processes(bench: &Bench) -> Vec<(i32, String)> {
+    let numbers = fs::read_dir("/proc").expect("list /proc").flatten();
+    let numbers = numbers.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
+    let here = |pid: &i32| {
+        fs::read_link(format!("/proc/{pid}/cwd")).is_ok_and(|cwd| cwd.starts_with(bench.scratch()))
+    };
+    numbers.filter(here).map(|pid| (pid, name_of(pid))).collect()
+}
+
+/// A process's name. A CRIU that was not installed is started by its own dynamic
+/// loader, whose name its process then has.
+fn name_of(pid: i32) -> String {
+    let arguments = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    if arguments.windows(13).any(|window| window == b"dump\0--stream") {
+        return "criu".into();
+    }
+    let name = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+    name.trim().to_owned()
+}
+
+/// The process with this name among them, when it is there.
+fn process(bench: &Bench, name: &str) -> Pid {
+    let find = || processes(bench).into_iter().find(|(_, found)| found == name);
+    Pid::from_raw(wait_for(&format!("a process {name}"), find).0)
+}
+
+/// Fails the test unless nothing is left but files: no process, FIFO or socket.
+fn must_leave_nothing(bench: &Bench, case: &str) {
+    // What was killed may take a moment.
+    wait_for(&format!("{case}: no process"), || processes(bench).is_empty().then_some(()));
+    let files = fs::read_dir(bench.scratch().join("dump")).expect("list the images directory");
+    let left: Vec<PathBuf> = files.map(|file| file.expect("list").path()).collect();
+    for path in left {
+        let kind = path.symlink_metadata().expect("look at a file").file_type();
+        assert!(kind.is_file() && !path.ends_with("pipeline"), "{case}: left {}", path.display());
+    }
+}
+
+/// Fails the test unless the checkpoint fails in time, says `words` in its last
+/// line and that the process runs on, and that is so.
+fn must_fail(bench: &Bench, stamper: &Stamper, case: &str, words: &str, pipeline: &mut Pipeline) {
+    let since = Instant::now();
+    assert_eq!(pipeline.status(), 1, "{case}: {}", pipeline.messages());
+    assert!(since.elapsed() < SOON, "{case}: took {:?}", since.elapsed());
+    let messages = pipeline.messages();
+    let last = messages.lines().last().unwrap_or_default();
+    assert!(last.starts_with("criu-checkpoint: FAILED: "), "{case}: {messages}");
+    assert!(last.contains(words), "{case}: no {words:?} in {messages}");
+    assert!(last.ends_with("runs on"), "{case}: {messages}");
+    stamper.must_run();
+    must_leave_nothing(bench, case);
+}
+
+/// The image in the file `image`: the generations of its pages.
+fn generations(bench: &Bench, stamper: &Stamper) -> Vec<u64> {
+    let files = bench.directory("files");
+    Pipeline::start(bench, "extract", "image-extract -D files < image").must_succeed();
+    let generations = stamper.generations(&files);
+    fs::remove_dir_all(&files).expect("remove the files");
+    generations
+}
+
+#[test]
+fn images_of_a_process_that_runs_on_are_of_one_moment() {
+    let Some(bench) = Bench::set_up("of_one_moment") else {
+        return;
+    };
+    let stamper = Stamper::start(&bench, 64);
+    let mut random = Random::new(6);
+    let mut newest = 0;
+    for round in 0..20 {
+        // Every other time among the last megabytes, which are in pipes when
+        // CRIU is done.
+        let stall = match round % 2 {
+            0 => random.below(64 << 20),
+            _ => (62 << 20) + random.below(5 << 20),
+        };
+        let millis = 100 + random.below(400);
+        let command = format!("{{ head -c {stall}; sleep 0.{millis:03}; cat; }} > image");
+        let since = Instant::now();
+        checkpoint(&bench, stamper.pid(), "-R", &command).must_succeed();
+        assert!(since.elapsed() < SOON, "round {round}: took {:?}", since.elapsed());
+        let generations = generations(&bench, &stamper);
+        assert!(are_of_one_moment(&generations), "round {round}: stalled at {stall}: torn");
+        assert!(generations[0] > newest, "round {round}: the process did not run on");
+        newest = generations[0];
+        must_leave_nothing(&bench, "a checkpoint");
+    }
+    stamper.must_run();
+}
+
+/// The hazard is real: otherwise the test above would prove nothing.
+#[test]
+fn without_criu_checkpoint_a_process_that_runs_on_tears_its_image() {
+    let name = "tears_its_image";
+    let Some(bench) = Bench::set_up(name) else {
+        return;
+    };
+    let stamper = Stamper::start(&bench, 64);
+    let images = bench.directory("dump");
+    for _ in 0..5 {
+        let script = "rm -f dump.progress
+            criu-sock-capture -D dump -p 3 3>dump.progress |
+                { head -c $((64 * 1024 * 1024 - 100000)); sleep 1; cat; } > image";
+        let mut pipeline = Pipeline::start(&bench, "dump", script);
+        pipeline.wait_for_progress("dump.progress", "socket-init");
+        bench.criu.dump(Image::Stream, &images, stamper.pid(), &["--leave-running"]).must_succeed();
+        pipeline.must_succeed();
+        if !are_of_one_moment(&generations(&bench, &stamper)) {
+            return;
+        }
+    }
+    skip::<()>(name, "five images were of one moment each");
+}
+
+#[test]
+fn a_command_that_fails_at_any_time_lets_the_process_run_on() {
+    let Some(bench) = Bench::set_up("fails_at_any_time") else {
+        return;
+    };
+    let stamper = Stamper::start(&bench, 64);
+    let cases = [
+        ("at its start", "exit 3", "the command failed (status 3)"),
+        ("not there", "no-such-command", "the command failed (status 127)"),
+        ("in the middle", "head -c 30000000 >x; exit 7", "the command failed (status 7)"),
+        ("stops reading", "head -c 30000000 >x", "the command ended early"),
+        ("after the last byte", "cat >x; exit 22", "the command failed (status 22)"),
+        ("a stage of it", "cat | (cat >x; exit 5) | cat", "the command failed (status 5)"),
+        ("the last stage", "cat | (cat >x; exit 5)", "its stages: 0 5"),
+        ("killed", "head -c 30000000 >x; kill -9 $$", "was killed (SIGKILL)"),
+    ];
+    for (case, command, words) in cases {
+        let mut pipeline = checkpoint(&bench, stamper.pid(), "", command);
+        must_fail(&bench, &stamper, case, words, &mut pipeline);
+        let log = fs::read_to_string(bench.scratch().join("dump/dump.log"));
+        let log = log.unwrap_or_default();
+        assert!(!log.contains("Dumping finished successfully"), "{case}: criu dump succeeded");
+    }
+}
+
+#[test]
+fn a_command_that_takes_too_long_lets_the_process_run_on() {
+    let Some(bench) = Bench::set_up("takes_too_long") else {
+        return;
+    };
+    let stamper = Stamper::start(&bench, 64);
+    let cases = [
+        ("in the middle", "head -c 30000000 >x; sleep 50", "waited for CRIU'\\''s dump"),
+        ("after the last byte", "cat >x; sleep 50", "waited for the command"),
+        // `bash -c` would pass SIGTERM on, or be killed itself.
+        ("deaf to SIGTERM", "trap : TERM; cat >x; while :; do sleep 1; done", "waited for"),
+    ];
+    for (case, command, words) in cases {
+        let mut pipeline = checkpoint(&bench, stamper.pid(), "--time-limit 1", command);
+        let words = words.replace("'\\''", "'");
+        must_fail(&bench, &stamper, case, &words, &mut pipeline);
+    }
+}
+
+/// Kills what is called `name` while the command waits behind the last byte or,
+/// with `early`, in the middle.
+fn kill_one(name: &str, early: bool, words: &str) {
+    let label = format!("kill_{name}_{early}");
+    let Some(bench) = Bench::set_up(&label) else {
+        return;
+    };
+    let stamper = Stamper::start(&bench, 64);
+    let stall = match early {
+        true => "head -c 30000000 >x; touch stalled; sleep 50; cat >x",
+        false => "cat >x; touch stalled; sleep 50",
+    };
+    let mut pipeline = checkpoint(&bench, stamper.pid(), "", stall);
+    wait_for("the stall", || bench.scratch().join("stalled").exists().then_some(()));
+    kill(process(&bench, name), Signal::SIGKILL).expect("kill it");
+    must_fail(&bench, &stamper, &label, words, &mut pipeline);
+}
+
+#[test]
+fn a_criu_that_is_killed_in_the_dump_leaves_the_process_running() {
+    kill_one("criu", true, "criu was killed (SIGKILL)");
+}
+
+#[test]
+fn a_criu_that_is_killed_at_the_end_leaves_the_process_running() {
+    kill_one("criu", false, "criu was killed (SIGKILL)");
+}
+
+#[test]
+fn an_action_script_that_is_killed_leaves_the_process_running() {
+    kill_one("criu-post-dump", false, "criu failed");
+}
+
+#[test]
+fn a_capture_that_is_killed_leaves_the_process_running() {
+    kill_one("criu-sock-captu", true, "criu-sock-capture was killed (SIGKILL)");
+}
+
+#[test]
+fn a_dump_that_fails_before_the_script_is_asked_ends_the_pipeline() {
+    let Some(bench) = Bench::set_up("before_the_script_is_asked") else {
+        return;
+    };
+    let stamper = Stamper::start(&bench, 4);
+    let mut pipeline = checkpoint(&bench, stamper.pid(), "--no-such-option", "cat >x; sleep 50");
+    must_fail(&bench, &stamper, "an option", "criu failed (status 1)", &mut pipeline);
+
+    let victim = Victim::start(&bench, &["--undumpable", "--megabytes", "12"]);
+    let mut pipeline = checkpoint(&bench, victim.pid(), "", "cat >x; sleep 50");
+    must_fail(&bench, &stamper, "undumpable", "criu failed (status 1)", &mut pipeline);
+    victim.must_go_on(&victim.statuses());
+}
+
+#[test]
+fn a_user_who_presses_control_c_gets_the_process_back() {
+    for (signal, command) in [
+        (Signal::SIGINT, "head -c 30000000 >x; touch stalled; sleep 50; cat >x"),
+        (Signal::SIGINT, "cat >x; touch stalled; sleep 50"),
+        (Signal::SIGTERM, "cat >x; touch stalled; sleep 50"),
+    ] {
+        let Some(bench) = Bench::set_up("control_c") else {
+            return;
+        };
+        let stamper = Stamper::start(&bench, 64);
+        let mut pipeline = checkpoint(&bench, stamper.pid(), "", command);
+        wait_for("the stall", || bench.scratch().join("stalled").exists().then_some(()));
+        let since = Instant::now();
+        pipeline.signal(signal);
+        assert_ne!(pipeline.status(), 0);
+        assert!(since.elapsed() < SOON, "took {:?}", since.elapsed());
+        stamper.must_run();
+        must_leave_nothing(&bench, "a signal");
+    }
+}
+
+/// Once in a while both are asked to end at the same time.
+#[test]
+fn a_criu_checkpoint_that_is_killed_leaves_the_decision_to_the_pipeline() {
+    let Some(bench) = Bench::set_up("killed_itself") else {
+        return;
+    };
+    for (case, end, is_gone) in [("fails", "exit 1", false), ("succeeds", "exit 0", true)] {
+        let mut stamper = Stamper::start(&bench, 16);
+        let command = format!("cat >image; touch stalled; sleep 1; {end}");
+        let pipeline = checkpoint(&bench, stamper.pid(), "", &command);
+        wait_for("the stall", || bench.scratch().join("stalled").exists().then_some(()));
+        pipeline.signal(Signal::SIGKILL);
+        wait_for(case, || processes(&bench).is_empty().then_some(()));
+        match is_gone {
+            true => stamper.must_be_gone(),
+            false => stamper.must_run(),
+        }
+        fs::remove_file(bench.scratch().join("stalled")).expect("remove the mark");
+    }
+}
+
+#[test]
+fn a_process_is_gone_only_when_its_image_is_stored() {
+    let Some(bench) = Bench::set_up("gone_only_when_stored") else {
+        return;
+    };
+    let mut stamper = Stamper::start(&bench, 64);
+    let mut pipeline =
+        checkpoint(&bench, stamper.pid(), "", "cat >image; touch here; sleep 1; touch stored");
+    wait_for("the image", || bench.scratch().join("here").exists().then_some(()));
+    let frozen = stamper.generation();
+    while !bench.scratch().join("stored").exists() {
+        assert!(stamper.is_there(), "gone before its image was stored");
+        assert_eq!(stamper.generation(), frozen, "not frozen");
+        sleep(Duration::from_millis(1));
+    }
+    pipeline.must_succeed();
+    let messages = pipeline.messages();
+    let last = messages.lines().last().unwrap_or_default();
+    assert!(last.starts_with("criu-checkpoint: done: "), "{messages}");
+    assert!(last.contains("frozen for 1."), "{messages}");
+    assert!(last.ends_with("is gone"), "{messages}");
+    stamper.must_be_gone();
+    must_leave_nothing(&bench, "a checkpoint");
+
+    restore(&bench, "criu-restore -- 'cat image'");
+    stamper.must_run();
+    assert!(stamper.generation() > frozen);
+}
+
+fn restore(bench: &Bench, script: &str) {
+    let mut pipeline = Pipeline::start(bench, "restore", script);
+    pipeline.must_succeed();
+    let messages = pipeline.messages();
+    let last = messages.lines().last().unwrap_or_default();
+    assert!(last.starts_with("criu-restore: restored: "), "{messages}");
+    wait_for("no process", || processes(bench).is_empty().then_some(()));
+}
+
+#[test]
+fn three_shards_make_a_checkpoint_and_a_restore() {
+    let name = "three_shards";
+    let Some(bench) = Bench::set_up(name) else {
+        return;
+    };
+    if !has_filter(&bench) {
+        skip::<()>(name, "this shard-split has no --filter");
+        return;
+    }
+    let mut stamper = Stamper::start(&bench, 64);
+    let mut failing = checkpoint(&bench, stamper.pid(), "--shards 3", "cat >x$SHARD; exit $SHARD");
+    must_fail(&bench, &stamper, "a shard", "of shard", &mut failing);
+    checkpoint(&bench, stamper.pid(), "--shards 3", "zstd -q >$SHARD.zst").must_succeed();
+    stamper.must_be_gone();
+    must_leave_nothing(&bench, "shards");
+    restore(&bench, "criu-restore --shards 3 -- 'zstd -dc $SHARD.zst'");
+    stamper.must_run();
+}
+
+/// Whether `shard-split --filter` is there.
+pub(crate) fn has_filter(bench: &Bench) -> bool {
+    Pipeline::start(bench, "help", "shard-split --help | grep -q -e --filter").status() == 0
+}
+
+#[test]
+fn what_is_not_whole_is_not_restored() {
+    let Some(bench) = Bench::set_up("not_whole") else {
+        return;
+    };
+    let mut stamper = Stamper::start(&bench, 16);
+    checkpoint(&bench, stamper.pid(), "", "cat >image").must_succeed();
+    stamper.must_be_gone();
+    for (case, command) in [
+        ("cut", "head -c 5000000 image"),
+        ("failed after the last byte", "cat image; exit 4"),
+        ("nothing", "exit 0"),
+        ("not there", "no-such-command"),
+    ] {
+        let script = format!("criu-restore -- '{command}'");
+        let mut pipeline = Pipeline::start(&bench, "restore", &script);
+        assert_eq!(pipeline.status(), 1, "{case}");
+        let messages = pipeline.messages();
+        let last = messages.lines().last().unwrap_or_default();
+        assert!(last.ends_with("nothing is restored"), "{case}: {messages}");
+        assert!(!Path::new(&format!("/proc/{}", stamper.pid())).exists(), "{case}: restored");
+        wait_for("no process", || processes(&bench).is_empty().then_some(()));
+    }
+    restore(&bench, "criu-restore < image");
+    stamper.must_run();
+}
