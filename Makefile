@@ -26,10 +26,10 @@ completions := $(built)/completions
 commands := $(wildcard $(addprefix contrib/,criu-image-streamer criu-checkpoint criu-restore criu-migrate))
 helpers := $(wildcard contrib/criu-post-dump)
 pages := $(wildcard man/*.1 man/*.5 man/*.7)
-documents := $(wildcard README.md CHANGELOG.md LICENSE docs/performance.md contrib/sysctl.d/*.conf)
+documents := $(wildcard README.md SECURITY.md CHANGELOG.md LICENSE docs/performance.md contrib/sysctl.d/*.conf)
 binaries := $(filters) $(notdir $(commands))
 
-.PHONY: all completions bench bench-plot demo check check-packages install install-strip uninstall dist deb rpm clean
+.PHONY: all completions bench bench-plot demo check check-load check-packages fuzz install install-strip uninstall dist deb rpm clean
 
 all:
 	$(CARGO) build --release --locked $(filters:%=--package %)
@@ -44,6 +44,16 @@ demo: all
 
 check:
 	@contrib/check
+
+# A minute for each target; SECONDS_EACH or RUNS say otherwise.
+fuzz:
+	@fuzz/run
+
+# What takes minutes: 100,000 files, 64 GiB, 200 dumps and restores with a real CRIU (as root).
+check-load:
+	$(CARGO) build --release --workspace --locked
+	$(CARGO) test --release --locked -p tests --test load -- --ignored --nocapture --test-threads 1
+	CRIU="$$(contrib/get-criu)" $(CARGO) test --release --locked -p tests --test real-criu -- --ignored --nocapture
 
 # Options are in the environment: see `bench help`. Only root can use a real CRIU.
 bench:

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 
 use crate::bench::wait_for;
 
@@ -61,18 +61,25 @@ pub(crate) struct Run {
 
 impl Run {
     fn start(mut command: Command, log: PathBuf) -> Self {
+        // A CRIU that does not come as far as its log must not be taken for the one before it.
+        let _ = fs::remove_file(&log);
         let child = command.spawn().expect("start criu");
         Run { child, log }
     }
 
     /// Waits until CRIU has ended. Did it succeed?
     pub(crate) fn succeeds(&mut self) -> bool {
-        wait_for("criu's end", || self.child.try_wait().expect("wait for criu")).success()
+        self.status().success()
+    }
+
+    fn status(&mut self) -> ExitStatus {
+        wait_for("criu's end", || self.child.try_wait().expect("wait for criu"))
     }
 
     /// Fails the test, with CRIU's last words, unless CRIU succeeds.
     pub(crate) fn must_succeed(&mut self) {
-        assert!(self.succeeds(), "criu failed:\n{}", self.last_words());
+        let status = self.status();
+        assert!(status.success(), "criu failed ({status}):\n{}", self.last_words());
     }
 
     /// kill -9, and reap.

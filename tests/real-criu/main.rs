@@ -10,6 +10,7 @@ mod pipeline;
 mod stamper;
 mod victim;
 
+mod cycles;
 mod directory;
 mod failures;
 mod migration;

@@ -389,17 +389,22 @@ fn the_parts_do_the_same_by_hand() {
     let script = script.to_str().expect("a path in UTF-8");
     for (case, end) in [("fails", "exit 1"), ("dies", "kill -9 $shell"), ("succeeds", "exit 0")] {
         let pipeline = format!(
-            "rm -f dump.progress
-            ( flock 9; shell=$BASHPID
-              {{ criu-sock-capture --end-at-inventory -D dump -p 3 3>dump.progress |
+            "( flock 9; shell=$BASHPID
+              {{ criu-sock-capture --end-at-inventory -D dump -p 3 3>{case}.progress |
                   {{ cat >image; sleep 0.3; {end}; }}; }} 9>&-
               echo $? >&9 ) 9>dump/pipeline"
         );
         let mut pipeline = Pipeline::start(&bench, "dump", &pipeline);
-        pipeline.wait_for_progress("dump.progress", "socket-init");
+        pipeline.wait_for_progress(&format!("{case}.progress"), "socket-init");
         let options = ["--action-script", script];
         let mut dump = bench.criu.dump(Image::Stream, &images, stamper.pid(), &options);
-        assert_eq!(dump.succeeds(), case == "succeeds", "{case}: {}", dump.last_words());
+        assert_eq!(
+            dump.succeeds(),
+            case == "succeeds",
+            "{case}: {}{}",
+            pipeline.messages(),
+            dump.last_words()
+        );
         match case {
             "succeeds" => stamper.must_be_gone(),
             _ => stamper.must_run(),

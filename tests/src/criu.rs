@@ -59,6 +59,11 @@ impl DumpClient {
         self.0.socket.write_all(bytes)
     }
 
+    /// Closes the reading side of the socket.
+    pub fn stop_reading(&mut self) {
+        self.0.socket.shutdown(std::net::Shutdown::Read).expect("the socket is open");
+    }
+
     /// Waits until the streamer hangs up; true if it did within the time limit.
     pub fn was_hung_up_on(&mut self) -> bool {
         match self.0.socket.read(&mut [0]) {

@@ -53,7 +53,25 @@ pub struct Filter {
 impl Filter {
     /// The program of this name.
     pub fn new(name: &str) -> Self {
-        let mut command = Command::new(program(name));
+        Self::started_as(name, Command::new(program(name)))
+    }
+
+    /// The program of this name, started by `launcher`: words to which its path and its arguments
+    /// are added, and which put it into their own place (`setpriv …`, `sh -c '…; exec "$0" "$@"'`).
+    pub fn under(launcher: &[&str], name: &str) -> Self {
+        let (first, rest) = launcher.split_first().expect("a launcher");
+        let mut command = Command::new(first);
+        command.args(rest).arg(program(name));
+        Self::started_as(name, command)
+    }
+
+    /// The program of this name, started with commands of the shell before it, such as
+    /// `ulimit -n 8` or `exec <&-`.
+    pub fn after(commands: &str, name: &str) -> Self {
+        Self::under(&["bash", "-c", &format!("{commands}\nexec \"$0\" \"$@\"")], name)
+    }
+
+    fn started_as(name: &str, mut command: Command) -> Self {
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
         let name = name.into();
         Self { name, command, fds: Vec::new(), progress: None, limit: TIME_LIMIT }
@@ -79,6 +97,12 @@ impl Filter {
     /// More arguments.
     pub fn args<A: AsRef<std::ffi::OsStr>>(self, arguments: impl IntoIterator<Item = A>) -> Self {
         arguments.into_iter().fold(self, |filter, argument| filter.arg(argument))
+    }
+
+    /// The program's standard error goes there, and is not watched.
+    pub fn stderr_to(mut self, endpoint: impl Into<OwnedFd>) -> Self {
+        self.command.stderr(endpoint.into());
+        self
     }
 
     /// In this directory.
@@ -138,7 +162,11 @@ impl Filter {
     pub fn start(mut self) -> Running {
         self.command.fd_mappings(self.fds).expect("no descriptor is given twice");
         let mut child = self.command.spawn().expect("the program starts");
-        let stderr = Lines::of(OwnedFd::from(child.stderr.take().expect("stderr is piped")));
+        // Without a pipe of ours there is nothing to watch.
+        let stderr = match child.stderr.take() {
+            Some(stderr) => Lines::of(OwnedFd::from(stderr)),
+            None => Lines::none(),
+        };
         let pid = Pid::from_raw(child.id() as i32);
         let child = Arc::new(Mutex::new(child));
         let _watch = watch(Arc::clone(&child), self.limit);
@@ -362,6 +390,13 @@ impl Lines {
             seen.lock().expect("the lines").ended = true;
             changed.notify_all();
         });
+        lines
+    }
+
+    /// No lines, and their end.
+    fn none() -> Self {
+        let lines = Self(Arc::default());
+        lines.0.0.lock().expect("the lines").ended = true;
         lines
     }
 

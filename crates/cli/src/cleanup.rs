@@ -21,6 +21,15 @@ impl Cleanup {
         Cleanup { path }
     }
 
+    /// Makes something, and registers its path. A signal that ends the program comes before both
+    /// or after both: there is no moment at which it would leave behind what was just made.
+    pub fn of<T, E>(make: impl FnOnce() -> Result<(T, PathBuf), E>) -> Result<(T, Cleanup), E> {
+        let mut paths = registered();
+        let (made, path) = make()?;
+        paths.push(path.clone());
+        Ok((made, Cleanup { path }))
+    }
+
     /// Keeps the path: it is what it was meant to be.
     pub fn keep(self) {
         unregister(&self.path);
@@ -54,7 +63,15 @@ fn unregister(path: &Path) -> bool {
 }
 
 fn remove(path: &Path) {
+    // When a signal ends the program, the rest of it may still be making files in a directory:
+    // one that is made at the wrong moment costs another try.
+    const TRIES: usize = 100;
+
     // What cannot be removed is not ours any more.
-    let is_dir = path.symlink_metadata().is_ok_and(|metadata| metadata.is_dir());
-    let _ = if is_dir { fs::remove_dir_all(path) } else { fs::remove_file(path) };
+    if path.symlink_metadata().is_ok_and(|metadata| metadata.is_dir()) {
+        let is_gone = |_: &usize| !path.exists() || fs::remove_dir_all(path).is_ok();
+        let _ = (0..TRIES).find(is_gone);
+    } else {
+        let _ = fs::remove_file(path);
+    }
 }

@@ -28,6 +28,8 @@ pub(crate) fn attend(program: &'static str, counters: Arc<Counters>, live: bool)
         .filter(|signal| !pipe_io::inherit::is_ignored(*signal))
         .for_each(|signal| signals.add(signal));
     signals.thread_block()?;
+    // Past `ulimit -f` a write then fails, as on a full disk, and the program says so and cleans up.
+    SigSet::from(Signal::SIGXFSZ).thread_block()?;
     let source = SignalFd::with_flags(&signals, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?;
     let live = live && io::stderr().is_terminal();
     thread::Builder::new().name("signals".into()).stack_size(1 << 17).spawn(move || {
@@ -82,6 +84,16 @@ impl Rate {
     }
 }
 
+/// Says something on stderr if somebody listens: a reader that stalls must not keep us from the
+/// signal that ends the program.
 fn say(text: &str) {
-    let _ = io::stderr().write_all(text.as_bytes());
+    /// What a pipe that can be written to takes without waiting.
+    const ATOMIC: usize = 4096;
+
+    for piece in text.as_bytes().chunks(ATOMIC) {
+        if !pipe_io::poll::is_writable(io::stderr()).unwrap_or(false) {
+            return;
+        }
+        let _ = io::stderr().write_all(piece);
+    }
 }

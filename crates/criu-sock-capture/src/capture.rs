@@ -28,9 +28,13 @@ pub(crate) fn run(args: Args) -> Result<(), Failure<Error>> {
     let counters = Arc::new(Counters::new(1));
     let capture = || {
         program.attend_signals(&counters).map_err(Error::System)?;
-        let listener =
-            Listener::bind(&args.images_dir, Direction::Capture).map_err(Error::Listen)?;
-        let _socket = Cleanup::new(listener.path());
+        program.confine();
+        let (listener, socket) = Cleanup::of(|| {
+            let listener = Listener::bind(&args.images_dir, Direction::Capture)?;
+            let path = listener.path().to_owned();
+            Ok((listener, path))
+        })
+        .map_err(Error::Listen)?;
         let mut output = StreamOutput::new(stdout, Arc::clone(&counters));
         output.identify(new_image_id().map_err(Error::System)?);
         let inflows = external
@@ -39,6 +43,7 @@ pub(crate) fn run(args: Args) -> Result<(), Failure<Error>> {
             .collect::<io::Result<_>>()
             .map_err(Error::System)?;
         let mut capture = Capture {
+            _socket: socket,
             listener,
             dump: None,
             end_at_inventory: args.end_at_inventory,
@@ -63,6 +68,9 @@ const NAP: Duration = Duration::from_micros(50);
 
 /// A capture that goes on.
 struct Capture {
+    /// Goes before the listener does: another capture could take the place of a socket that
+    /// nobody listens on, and then it would be theirs that is removed.
+    _socket: Cleanup,
     /// Kept when CRIU has connected, so that no second capture can take the socket's place.
     listener: Listener,
     dump: Option<Dump>,

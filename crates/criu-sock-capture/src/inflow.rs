@@ -50,7 +50,7 @@ impl Inflow {
             _ => Origin::Criu,
         };
         match Endpoint::new(pipe) {
-            Ok(pipe) if pipe.kind() == Kind::Pipe => {
+            Ok(pipe) if pipe.kind() == Kind::Pipe && pipe::is_read_end(&pipe) => {
                 Ok(Inflow { name, pipe, grown: false, origin })
             }
             _ => Err(Error::NotAPipe(name)),

@@ -36,6 +36,7 @@ fn read(args: &Args) -> Result<Contents, Failure<Error>> {
     let counters = Arc::new(Counters::new(1));
     let read = || {
         program.attend_signals(&counters).map_err(Error::System)?;
+        program.confine();
         let mut contents = Contents {
             files: Vec::new(),
             places: HashMap::new(),

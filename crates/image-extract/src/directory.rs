@@ -7,11 +7,12 @@
 
 use crate::error::Error;
 use cli::Cleanup;
-use criu_protocol::INVENTORY;
+use criu_protocol::{Direction, INVENTORY};
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open, openat, renameat};
 use nix::sys::stat::{Mode, mkdirat};
-use nix::unistd::{UnlinkatFlags, unlinkat};
+use nix::unistd::{UnlinkatFlags, fsync, unlinkat};
+use pipe_io::{Endpoint, Kind};
 use std::collections::HashSet;
 use std::io;
 use std::os::fd::OwnedFd;
@@ -27,26 +28,33 @@ pub(crate) struct Directory {
     unfinished: OwnedFd,
     _cleanup: Cleanup,
     names: HashSet<FileName>,
+    sync: bool,
 }
 
 impl Directory {
-    /// Begins to fill the directory.
-    pub(crate) fn open(path: PathBuf) -> Result<Directory, Error> {
+    /// Begins to fill the directory. With `sync` the files are on the disk once they have their
+    /// names, and would be there after a crash of the system.
+    pub(crate) fn open(path: PathBuf, sync: bool) -> Result<Directory, Error> {
         let failed = |error: Errno| Error::Path(path.clone(), error.into());
         let flags = OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
         let fd = open(&path, flags | OFlag::O_RDONLY, Mode::empty()).map_err(failed)?;
         let random = cli::new_image_id().map_err(Error::System)?;
         let name = format!(".image-extract.{random}");
-        mkdirat(&fd, name.as_str(), Mode::S_IRWXU).map_err(failed)?;
-        let cleanup = Cleanup::new(path.join(&name));
+        let make = || mkdirat(&fd, name.as_str(), Mode::S_IRWXU).map(|()| ((), path.join(&name)));
+        let ((), cleanup) = Cleanup::of(make).map_err(failed)?;
         let unfinished =
             openat(&fd, name.as_str(), flags | OFlag::O_NOFOLLOW, Mode::empty()).map_err(failed)?;
-        Ok(Directory { path, fd, unfinished, _cleanup: cleanup, names: HashSet::new() })
+        Ok(Directory { path, fd, unfinished, _cleanup: cleanup, names: HashSet::new(), sync })
     }
 
     /// Makes a file, with the permissions that CRIU gives its own. One of the same name that was
     /// made before does not count.
     pub(crate) fn create(&mut self, name: &FileName) -> Result<OwnedFd, Error> {
+        // Some filter may listen there.
+        let sockets = [Direction::Capture, Direction::Serve].map(Direction::socket_name);
+        if sockets.contains(&name.as_str()) {
+            return Err(Error::SocketName(name.clone()));
+        }
         let flags = OFlag::O_CREAT
             | OFlag::O_TRUNC
             | OFlag::O_WRONLY
@@ -59,25 +67,49 @@ impl Directory {
         Ok(file)
     }
 
+    /// Closes a file that is complete, here or on a descriptor.
+    pub(crate) fn close(&self, file: Endpoint) -> io::Result<()> {
+        if self.sync && file.kind() == Kind::File {
+            fsync(&file)?;
+        }
+        file.close()
+    }
+
     /// Puts the files in their places. The image must be complete.
     pub(crate) fn publish(self) -> Result<(), Error> {
         let inventory = self.names.iter().find(|name| name.as_str() == INVENTORY);
         if let Some(inventory) = inventory {
             match unlinkat(&self.fd, INVENTORY, UnlinkatFlags::NoRemoveDir) {
-                Ok(()) | Err(Errno::ENOENT) => {}
+                Ok(()) => self.settle()?,
+                Err(Errno::ENOENT) => {}
                 Err(error) => return Err(self.failed(inventory, error.into())),
             }
         }
         let others = self.names.iter().filter(|name| name.as_str() != INVENTORY);
-        for name in others.chain(inventory) {
-            renameat(&self.unfinished, name.as_str(), &self.fd, name.as_str())
-                .map_err(|error| self.failed(name, error.into()))?;
+        others.into_iter().try_for_each(|name| self.reveal(name))?;
+        self.settle()?;
+        if let Some(inventory) = inventory {
+            self.reveal(inventory)?;
+            self.settle()?;
+        }
+        Ok(())
+    }
+
+    fn reveal(&self, name: &FileName) -> Result<(), Error> {
+        renameat(&self.unfinished, name.as_str(), &self.fd, name.as_str())
+            .map_err(|error| self.failed(name, error.into()))
+    }
+
+    /// Has the directory's own changes so far on the disk before the next one.
+    fn settle(&self) -> Result<(), Error> {
+        if self.sync {
+            fsync(&self.fd).map_err(|error| Error::Path(self.path.clone(), error.into()))?;
         }
         Ok(())
     }
 
     /// The error that writing a file has met.
     pub(crate) fn failed(&self, name: &FileName, error: io::Error) -> Error {
-        Error::Path(self.path.join(name.as_str()), error)
+        Error::File(self.path.clone(), name.clone(), error)
     }
 }

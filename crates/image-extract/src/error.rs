@@ -11,8 +11,12 @@ use wire_format::FileName;
 pub(crate) enum Error {
     /// The stream is not an image, or cannot be read.
     Input(InputError),
-    /// A file or directory cannot be made or written.
+    /// A directory cannot be used.
     Path(PathBuf, io::Error),
+    /// A file in this directory cannot be made or written.
+    File(PathBuf, FileName, io::Error),
+    /// A file that would take the place of a filter's socket.
+    SocketName(FileName),
     /// An external file cannot be written.
     External(Place, io::Error),
     /// An external file came again after its end; what was written cannot be taken back.
@@ -30,6 +34,13 @@ impl fmt::Display for Error {
         match self {
             Error::Input(error) => error.fmt(f),
             Error::Path(path, error) => write!(f, "{}: {}", path.display(), reason(error)),
+            Error::File(directory, name, error) => {
+                let path = directory.join("");
+                write!(f, "{}{name}: {}", path.display(), reason(error))
+            }
+            Error::SocketName(name) => {
+                write!(f, "{name}: the name of a filter's socket, not of a file in an image")
+            }
             Error::External(place, error) => write!(f, "{place}: {}", reason(error)),
             Error::ExternalAgain(place) => write!(f, "{place}: comes twice in the image"),
             Error::NoSuchFile(name) => write!(f, "{name}: not in the image"),

@@ -25,8 +25,9 @@ pub(crate) fn run(directory: PathBuf, args: Args) -> Result<(), Failure<Error>> 
     let counters = Arc::new(Counters::new(1));
     let extract = || {
         program.attend_signals(&counters).map_err(Error::System)?;
+        program.confine();
         let mut extraction = Extraction {
-            directory: Directory::open(directory)?,
+            directory: Directory::open(directory, args.sync)?,
             external: External::new(external),
             wanted: Wanted::new(args.names),
             open: HashMap::new(),
@@ -138,7 +139,7 @@ impl Visitor for Extraction {
 
     fn end(&mut self, name: &FileName) -> Result<(), Error> {
         let file = self.external.open.remove(name).or_else(|| self.open.remove(name));
-        match file.map(Endpoint::close) {
+        match file.map(|file| self.directory.close(file)) {
             Some(Err(error)) => Err(self.failed(name, error)),
             _ => Ok(()),
         }

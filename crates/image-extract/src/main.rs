@@ -65,6 +65,12 @@ struct Args {
     #[arg(long, help_heading = "Instead", conflicts_with_all = ["images_dir", "external", "names"])]
     verify: bool,
 
+    /// Have the files on the disk before the exit
+    ///
+    /// Their bytes, then their names, of which inventory.img is the last.
+    #[arg(long, conflicts_with_all = ["list", "verify"], verbatim_doc_comment)]
+    sync: bool,
+
     #[command(flatten)]
     common: CommonArgs,
 

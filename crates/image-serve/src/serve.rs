@@ -25,9 +25,14 @@ pub(crate) fn run(args: Args) -> Result<(), Failure<Error>> {
     let counters = Arc::new(Counters::new(1));
     let serve = || {
         program.attend_signals(&counters).map_err(Error::System)?;
+        program.confine();
         // Early, so that a directory that cannot be used shows before the image is read.
-        let listener = Listener::bind(&args.images_dir, Direction::Serve).map_err(Error::Listen)?;
-        let _socket = Cleanup::new(listener.path());
+        let (listener, _socket) = Cleanup::of(|| {
+            let listener = Listener::bind(&args.images_dir, Direction::Serve)?;
+            let path = listener.path().to_owned();
+            Ok((listener, path))
+        })
+        .map_err(Error::Listen)?;
         let external = external
             .into_iter()
             .map(|(name, place, endpoint)| (name, (place, Some(endpoint))))

@@ -33,6 +33,12 @@ impl Pipe {
     }
 }
 
+/// Whether this is the end of a pipe where bytes come out.
+pub fn is_read_end(fd: impl AsFd) -> bool {
+    fcntl(fd, FcntlArg::F_GETFL)
+        .is_ok_and(|flags| OFlag::from_bits_retain(flags) & OFlag::O_ACCMODE != OFlag::O_WRONLY)
+}
+
 /// The capacity of a pipe in bytes, by either of its ends.
 pub fn capacity(fd: impl AsFd) -> io::Result<usize> {
     Ok(fcntl(fd, FcntlArg::F_GETPIPE_SZ)? as usize)

@@ -27,6 +27,9 @@ pub(crate) fn run(args: Args) -> Result<(), Failure<Error>> {
     let counters = Arc::new(Counters::with_blocked(plan.count()));
     let program = Program::new(NAME, common.verbose);
     program.attend_signals(&counters).map_err(|error| Failure::Failed(Error::System(error)))?;
+    if !matches!(plan, ShardPlan::Filter { .. }) {
+        program.confine();
+    }
     ends.extend(plan.open_inputs().map_err(|error| error.into_failure(Error::open))?);
 
     let merge = || {

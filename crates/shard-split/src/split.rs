@@ -6,8 +6,8 @@ use crate::room::{self, Room};
 use crate::shard::Shard;
 use crate::{Args, NAME};
 use cli::{
-    Commands, Counters, Descriptors, Failure, PayloadError, Place, Program, Progress, ShardPlan,
-    StreamInput, new_image_id,
+    Commands, Counters, Descriptors, Failure, PayloadError, Place, Program, Progress, ShardEnd,
+    ShardPlan, StreamInput, new_image_id,
 };
 use pipe_io::Kind;
 use pipe_io::inherit::Direction;
@@ -32,10 +32,14 @@ pub(crate) fn run(args: Args) -> Result<(), Failure<Error>> {
     let counters = Arc::new(Counters::with_blocked(plan.count()));
     let program = Program::new(NAME, common.verbose);
     program.attend_signals(&counters).map_err(|error| Failure::Failed(Error::System(error)))?;
+    if !matches!(plan, ShardPlan::Filter { .. }) {
+        program.confine();
+    }
     ends.extend(plan.open_outputs().map_err(|error| error.into_failure(Error::Shard))?);
 
     let split = || {
         let mut input = StreamInput::new(Place::Stdin, stdin);
+        await_stream(&input, &ends)?;
         let (image_id, first) = identify(&mut input)?;
         let mut commands = None;
         if let ShardPlan::Filter { count, command } = &plan {
@@ -60,6 +64,22 @@ pub(crate) fn run(args: Args) -> Result<(), Failure<Error>> {
         Ok(())
     };
     split().map_err(Failure::Failed)
+}
+
+/// Waits for the stream to begin. It may take long until there is one, and a shard whose reader
+/// goes meanwhile is an error, as it is later.
+fn await_stream(input: &StreamInput, ends: &[ShardEnd]) -> Result<(), Error> {
+    if !matches!(input.endpoint().kind(), Kind::Pipe | Kind::Socket) {
+        return Ok(());
+    }
+    let mut fds = vec![PollFd::new(input.endpoint().as_fd(), PollFlags::POLLIN)];
+    fds.extend(ends.iter().map(|end| PollFd::new(end.endpoint.as_fd(), PollFlags::empty())));
+    poll::wait(&mut fds).map_err(Error::System)?;
+    let is_gone = |fd: &PollFd| fd.revents().is_some_and(|events| !events.is_empty());
+    match ends.iter().zip(fds.iter().skip(1)).find(|(_, fd)| is_gone(fd)) {
+        Some((end, _)) => Err(Error::Shard(end.place.clone(), ErrorKind::BrokenPipe.into())),
+        None => Ok(()),
+    }
 }
 
 /// Takes the first marker, which says what image it is; an image by another program gets an
