@@ -13,6 +13,7 @@ mod victim;
 mod cycles;
 mod directory;
 mod failures;
+mod migration;
 mod safety;
 mod serving;
 mod streams;

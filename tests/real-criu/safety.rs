@@ -30,7 +30,7 @@ fn checkpoint(bench: &Bench, pid: i32, options: &str, command: &str) -> Pipeline
 
 /// The processes that work in the scratch directory: all that a pipeline has
 /// started, and neither the victim nor this test.
-fn processes(bench: &Bench) -> Vec<(i32, String)> {
+pub(crate) fn processes(bench: &Bench) -> Vec<(i32, String)> {
     let numbers = fs::read_dir("/proc").expect("list /proc").flatten();
     let numbers = numbers.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
     let here = |pid: &i32| {
@@ -237,8 +237,10 @@ fn a_dump_that_fails_before_the_script_is_asked_ends_the_pipeline() {
     must_fail(&bench, &stamper, "an option", "criu failed (status 1)", &mut pipeline);
 
     let victim = Victim::start(&bench, &["--undumpable", "--megabytes", "12"]);
-    let mut pipeline = checkpoint(&bench, victim.pid(), "", "cat >x; sleep 50");
-    must_fail(&bench, &stamper, "undumpable", "criu failed (status 1)", &mut pipeline);
+    for command in ["cat >x; sleep 50", "image-extract --verify"] {
+        let mut pipeline = checkpoint(&bench, victim.pid(), "", command);
+        must_fail(&bench, &stamper, "undumpable", "criu failed (status 1)", &mut pipeline);
+    }
     victim.must_go_on(&victim.statuses());
 }
 

@@ -124,32 +124,40 @@ fn help_fits_a_screen_and_ends_with_an_example_and_the_manual() {
     }
 }
 
-/// Where messages come from, and the pages that explain them beside
-/// criu-stream-utils(7).
-const MESSAGES: [(&str, &[&str]); 14] = [
-    ("criu-sock-capture/src/error.rs", &["criu-sock-capture"]),
-    ("image-extract/src/error.rs", &["image-extract"]),
-    ("image-serve/src/error.rs", &["image-serve"]),
-    ("image-serve/src/remap.rs", &["image-serve"]),
-    ("shard-merge/src/error.rs", &["shard-merge"]),
-    ("shard-split/src/error.rs", &["shard-split"]),
-    ("cli/src/descriptors.rs", &[]),
-    ("cli/src/stream_input.rs", &[]),
-    ("criu-protocol/src/connection.rs", &[]),
-    ("criu-protocol/src/listener.rs", &[]),
-    ("pipe-io/src/inherit.rs", &[]),
-    ("wire-format/src/grammar.rs", &[]),
-    ("wire-format/src/marker.rs", &[]),
-    ("wire-format/src/reader.rs", &[]),
-];
+/// The messages that the page of a filter explains; of a library, those that any page does.
+fn own_page(krate: &str) -> Vec<String> {
+    let filters = FILTERS.into_iter().filter(|name| *name == krate || !FILTERS.contains(&krate));
+    filters.flat_map(|name| diagnostics(&format!("man/{name}.1"))).collect()
+}
+
+/// All source files of the crates, as `crate/src/…/file.rs`.
+fn sources() -> Vec<(String, PathBuf)> {
+    let mut found = Vec::new();
+    for krate in fs::read_dir(root().join("crates")).expect("list the crates") {
+        let krate = krate.expect("list the crates");
+        let name = krate.file_name().into_string().expect("UTF-8");
+        let mut directories = vec![krate.path().join("src")];
+        while let Some(directory) = directories.pop() {
+            for entry in fs::read_dir(directory).expect("list the sources") {
+                let path = entry.expect("list the sources").path();
+                if path.is_dir() {
+                    directories.push(path);
+                } else {
+                    found.push((name.clone(), path));
+                }
+            }
+        }
+    }
+    found
+}
 
 #[test]
 fn every_message_is_explained_under_diagnostics() {
     let shared = diagnostics("man/criu-stream-utils.7");
     let mut missing = Vec::new();
-    for (file, pages) in MESSAGES {
-        let own: Vec<_> = pages.iter().map(|page| diagnostics(&format!("man/{page}.1"))).collect();
-        let messages = messages(&read(format!("crates/{file}")));
+    for (krate, file) in sources() {
+        let own = own_page(&krate);
+        let messages = messages(&read(&file));
         for message in messages {
             // What is only a place and the system's reason says nothing of ours.
             let pieces = pieces(&message);
@@ -157,8 +165,8 @@ fn every_message_is_explained_under_diagnostics() {
                 continue;
             }
             let explains = |tag: &&String| holds_in_order(tag, &pieces);
-            if own.iter().flatten().chain(&shared).find(explains).is_none() {
-                missing.push(format!("{file}: {message}"));
+            if own.iter().chain(&shared).find(explains).is_none() {
+                missing.push(format!("{}: {message}", file.display()));
             }
         }
     }
@@ -173,10 +181,10 @@ fn diagnostics(page: &str) -> Vec<String> {
     section.lines().filter_map(|line| line.strip_prefix(".It ")).map(String::from).collect()
 }
 
-/// The string literals in a source file's implementations of `Display`.
+/// The string literals in a source file's implementations of `Display`, and what they call.
 fn messages(source: &str) -> Vec<String> {
     let mut found = Vec::new();
-    for implementation in source.split("fmt::Display for ").skip(1) {
+    for implementation in source.split("fmt::Formatter<").skip(1) {
         let end = implementation.find("\n}").expect("the end of the implementation");
         let body = &implementation[..end];
         let code: Vec<&str> =

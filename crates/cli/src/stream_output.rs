@@ -1,9 +1,11 @@
 //! Writing an image stream.
 
 use crate::{Counters, Place, reason};
-use pipe_io::{Endpoint, MoveError, Mover};
+use pipe_io::poll::{self, PollFd, PollFlags};
+use pipe_io::{Endpoint, Kind, MoveError, Mover, splice};
 use std::fmt;
-use std::io;
+use std::io::{self, ErrorKind};
+use std::os::fd::AsFd;
 use std::sync::Arc;
 use wire_format::{Body, FileName, ImageId, StreamWriter};
 
@@ -81,7 +83,7 @@ impl StreamOutput {
     ) -> Result<u32, SourceError> {
         self.flush().map_err(SourceError::Output)?;
         let before = u64::from(length - left);
-        match self.mover.some(from, self.writer.get_ref(), left.into()) {
+        match self.move_some(from, left.into()) {
             Ok(0) => Err(SourceError::Source(before, None)),
             Ok(moved) => {
                 // Not more than `left`.
@@ -92,6 +94,29 @@ impl StreamOutput {
             Err(MoveError::Input(error)) => Err(SourceError::Source(before, Some(error))),
             Err(MoveError::Output(error)) => Err(SourceError::Output(OutputError(error))),
         }
+    }
+
+    /// Moves some bytes. While the source has none, it is noticed if the stream's reader goes.
+    fn move_some(&mut self, from: &Endpoint, length: u64) -> Result<usize, MoveError> {
+        let to = self.writer.get_ref();
+        if from.kind() == Kind::Pipe && to.kind() == Kind::Pipe {
+            match splice::splice_now(from, to, length as usize) {
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {}
+                moved => return moved.map_err(MoveError::Output),
+            }
+        }
+        if matches!(from.kind(), Kind::Pipe | Kind::Socket) {
+            let mut fds = [
+                PollFd::new(from.as_fd(), PollFlags::POLLIN),
+                PollFd::new(to.as_fd(), PollFlags::empty()),
+            ];
+            poll::wait(&mut fds).map_err(MoveError::Input)?;
+            let [_, output] = fds;
+            if output.revents().is_some_and(|events| events.contains(PollFlags::POLLERR)) {
+                return Err(MoveError::Output(ErrorKind::BrokenPipe.into()));
+            }
+        }
+        self.mover.some(from, self.writer.get_ref(), length)
     }
 
     /// Ends a file.

@@ -22,29 +22,31 @@ const NAME: &str = "shard-merge";
     override_usage = "shard-merge [OPTION]... [INPUT]... > IMAGE\n       \
                       shard-merge [-n N] --filter COMMAND > IMAGE",
     next_help_heading = "Shards",
-    after_help = "Examples:\n  shard-merge a.img b.img | image-serve -D d\n  \
+    after_help = "Example:\n  shard-merge a.img b.img | image-serve -D d\n  \
                   shard-merge -n 4 --filter 'zstd -d < $SHARD.zst' | image-serve -D d\n\n\
                   Manual: shard-merge(1), criu-stream-utils(7)"
 )]
 struct Args {
     /// Read shards from these descriptors
     ///
-    /// All of them, in any order; from stdin if no shard is named. Takes a
-    /// list with commas, and may be repeated.
+    /// In any order; from stdin if no shard is named. Takes a list with
+    /// commas, and may be repeated.
     #[arg(short, long, value_name = "FD", value_delimiter = ',', verbatim_doc_comment)]
     shard_fds: Vec<Fd>,
 
-    /// Read shards from these files, FIFOs or UNIX sockets
-    #[arg(value_name = "INPUT")]
+    /// Read shards from these files, in any order
+    ///
+    /// Also FIFOs and UNIX sockets.
+    #[arg(value_name = "INPUT", help_heading = "Shards", verbatim_doc_comment)]
     inputs: Vec<PathBuf>,
 
-    /// Run so many commands [default: one a CPU]
+    /// Run N commands [one for each CPU]
     #[arg(short = 'n', long, value_name = "N", requires = "filter")]
     shards: Option<NonZeroU16>,
 
     /// Read each shard from a shell command
     ///
-    /// SHARD and SHARDS are in its environment.
+    /// SHARD (from 0) and SHARDS are in its environment.
     #[arg(
         long,
         value_name = "COMMAND",

@@ -25,7 +25,7 @@ const NAME: &str = "shard-split";
     override_usage = "shard-split [OPTION]... [OUTPUT]... < IMAGE\n       \
                       shard-split [-n N] --filter COMMAND < IMAGE",
     next_help_heading = "Shards",
-    after_help = "Examples:\n  criu-sock-capture -D d | shard-split a.img b.img\n  \
+    after_help = "Example:\n  criu-sock-capture -D d | shard-split a.img b.img\n  \
                   criu-sock-capture -D d | shard-split -n 4 --filter 'zstd > $SHARD.zst'\n\n\
                   Manual: shard-split(1), criu-stream-utils(7)"
 )]
@@ -37,19 +37,19 @@ struct Args {
     #[arg(short, long, value_name = "FD", value_delimiter = ',', verbatim_doc_comment)]
     shard_fds: Vec<Fd>,
 
-    /// Write shards to these files, complete or not at all
+    /// Write shards to these files, whole or not at all
     ///
-    /// Or to FIFOs, devices and UNIX sockets, as they are.
-    #[arg(value_name = "OUTPUT", verbatim_doc_comment)]
+    /// Also to FIFOs, devices and UNIX sockets.
+    #[arg(value_name = "OUTPUT", help_heading = "Shards", verbatim_doc_comment)]
     outputs: Vec<PathBuf>,
 
-    /// Run so many commands [default: one a CPU]
+    /// Run N commands [one for each CPU]
     #[arg(short = 'n', long, value_name = "N", requires = "filter")]
     shards: Option<NonZeroU16>,
 
     /// Write each shard to a shell command
     ///
-    /// SHARD, SHARDS and IMAGE_ID are in its environment.
+    /// SHARD (from 0), SHARDS and IMAGE_ID are in its environment.
     #[arg(
         long,
         value_name = "COMMAND",
