@@ -72,7 +72,7 @@ fn walk(scene: &Scene, steps: usize) -> (DumpClient, Vec<File>) {
         _ => {
             client.send("core-1.img", &[1; 100_000]).expect("capture reads");
             let mut inventory = client.open("inventory.img").expect("a pipe");
-            inventory.write_all(b"\x19\x43\x56\x54\x55\x33\x33\x58\x09\0\0\0abc").expect("a pipe");
+            inventory.write_all(b"\x16\x31\x31\x58\x09\0\0\0abc").expect("a pipe");
             return (client, vec![inventory]);
         }
     }
