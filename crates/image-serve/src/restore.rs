@@ -8,6 +8,8 @@ use pipe_io::Endpoint;
 use pipe_io::poll::{self, PollFd, PollFlags};
 use std::io;
 use std::os::fd::AsFd;
+use std::thread;
+use std::time::Duration;
 use wire_format::FileName;
 
 /// A restore that goes on.
@@ -42,11 +44,27 @@ struct Ready {
     outflows: Vec<bool>,
 }
 
+/// How long a pipe that has some room is left to its reader. CRIU holds the pipe's mutex while it
+/// copies, and who wants to fill the pipe meanwhile spins for it. Measured with `make bench`
+/// (restore-1, 1 and 4 MiB pipes): without a nap 0.40 CPU s/GB, with 50 µs 0.35, with 100 µs
+/// 0.07, with 200 µs the same and 5 to 10 % less throughput.
+const NAP: Duration = Duration::from_micros(100);
+
+impl Ready {
+    /// Whether there is nothing to do but to go on filling pipes.
+    fn is_only_room(&self) -> bool {
+        !self.connection && !self.clients.contains(&true)
+    }
+}
+
 impl Restore<'_> {
     /// Serves until the last connection has gone.
     pub(crate) fn run(mut self) -> Result<(), Error> {
         while self.awaited > 0 || !self.clients.is_empty() || !self.outflows.is_empty() {
             let ready = self.wait()?;
+            if ready.is_only_room() {
+                thread::sleep(NAP);
+            }
             // The order keeps the indices of `ready` valid.
             self.pour(&ready.outflows)?;
             self.hear(&ready.clients);
