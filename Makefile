@@ -29,7 +29,7 @@ pages := $(wildcard man/*.1 man/*.5 man/*.7)
 documents := $(wildcard README.md SECURITY.md CHANGELOG.md LICENSE docs/performance.md contrib/sysctl.d/*.conf)
 binaries := $(filters) $(notdir $(commands))
 
-.PHONY: all completions bench bench-plot demo check check-load check-packages fuzz install install-strip uninstall dist deb rpm clean
+.PHONY: all completions bench bench-plot demo check check-load check-packages fault-matrix fuzz install install-strip uninstall dist deb rpm clean
 
 all:
 	$(CARGO) build --release --locked $(filters:%=--package %)
@@ -44,6 +44,11 @@ demo: all
 
 check:
 	@contrib/check
+
+# The faults, and what each filter does about them, as a table; `make check` checks it.
+fault-matrix:
+	$(CARGO) build --workspace --locked --quiet
+	$(CARGO) test -p tests --test fault-matrix --locked --quiet -- --nocapture --test-threads 1
 
 # A minute for each target; SECONDS_EACH or RUNS say otherwise.
 fuzz:
@@ -69,6 +74,9 @@ install:
 	    "$(DESTDIR)$(ZSHCOMPDIR)" "$(DESTDIR)$(FISHCOMPDIR)"
 	$(INSTALL) -m 755 $(strip) $(filters:%=$(target)/%) "$(DESTDIR)$(BINDIR)"
 	$(INSTALL) -m 755 $(commands) "$(DESTDIR)$(BINDIR)"
+	@# Where the commands look for it, unless it is beside bin.
+	$(if $(filter-out $(EXEC_PREFIX)/libexec,$(LIBEXECDIR)),sed -i 's|\$$here/\.\./libexec/|$(LIBEXECDIR)/|' \
+	    $(foreach file,$(notdir $(commands)),"$(DESTDIR)$(BINDIR)/$(file)"))
 	$(if $(helpers),$(INSTALL) -d "$(DESTDIR)$(LIBEXECDIR)/criu-stream-utils")
 	$(if $(helpers),$(INSTALL) -m 755 $(helpers) "$(DESTDIR)$(LIBEXECDIR)/criu-stream-utils")
 	$(INSTALL) -m 644 $(documents) "$(DESTDIR)$(DOCDIR)"

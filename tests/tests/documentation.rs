@@ -115,7 +115,7 @@ fn help_fits_a_screen_and_ends_with_an_example_and_the_manual() {
                 assert!(line.len() <= SCREEN.1, "{name} {option}: too wide: {line}");
                 assert_eq!(line.trim_end(), line, "{name} {option}: ends with a space");
             }
-            let (_, end) = text.split_once("\nExample:\n").expect("an example");
+            let (_, end) = text.split_once("\nExample").expect("an example");
             let last = end.lines().last().unwrap_or("");
             assert!(last.starts_with(&format!("Manual: {name}(1)")), "{name} {option}: {last}");
         }

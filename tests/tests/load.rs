@@ -3,7 +3,6 @@
 
 use std::fs::{self, File};
 use std::io::{IoSlice, Write};
-use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};

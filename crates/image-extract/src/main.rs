@@ -66,8 +66,6 @@ struct Args {
     verify: bool,
 
     /// Have the files on the disk before the exit
-    ///
-    /// Their bytes, then their names, of which inventory.img is the last.
     #[arg(long, conflicts_with_all = ["list", "verify"], verbatim_doc_comment)]
     sync: bool,
 
