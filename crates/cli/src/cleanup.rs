@@ -14,13 +14,6 @@ pub struct Cleanup {
 }
 
 impl Cleanup {
-    /// Registers a path that the program has just made.
-    pub fn new(path: impl Into<PathBuf>) -> Cleanup {
-        let path = path.into();
-        registered().push(path.clone());
-        Cleanup { path }
-    }
-
     /// Makes something, and registers its path. A signal that ends the program comes before both
     /// or after both: there is no moment at which it would leave behind what was just made.
     pub fn of<T, E>(make: impl FnOnce() -> Result<(T, PathBuf), E>) -> Result<(T, Cleanup), E> {

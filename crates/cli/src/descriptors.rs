@@ -7,6 +7,9 @@ use std::fmt;
 use std::os::fd::RawFd;
 use wire_format::FileName;
 
+/// Where messages go.
+pub(crate) const STDERR: RawFd = 2;
+
 /// The descriptors of a command line; sees to it that each has one part only.
 #[derive(Debug, Default)]
 pub struct Descriptors {
@@ -19,6 +22,8 @@ pub struct Descriptors {
 pub enum UsageError {
     /// The descriptor cannot have the part that it is given.
     Refused(Place, Refusal),
+    /// Descriptor 2, which messages go to.
+    Stderr(Place),
     /// A descriptor with two parts.
     NamedTwice(RawFd, Place, Place),
     /// An external file with two descriptors.
@@ -41,6 +46,9 @@ impl Descriptors {
                 return Err(UsageError::Refused(place.clone(), Refusal::NotOpen));
             }
         };
+        if number == STDERR {
+            return Err(UsageError::Stderr(place.clone()));
+        }
         self.claim(number, place)?;
         let endpoint = Endpoint::inherit(number, direction)
             .map_err(|refusal| UsageError::Refused(place.clone(), refusal))?;
@@ -100,6 +108,7 @@ impl fmt::Display for UsageError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             UsageError::Refused(place, refusal) => write!(f, "{place}: {refusal}"),
+            UsageError::Stderr(place) => write!(f, "{place}: carries messages"),
             UsageError::NamedTwice(number, first, second) => {
                 write!(f, "{second}: descriptor {number} is already used: {first}")
             }

@@ -11,6 +11,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::sync::mpsc::channel;
 use std::thread;
 
 /// A file that is being written under a temporary name, which goes when this is dropped or a
@@ -48,17 +49,28 @@ pub(crate) fn open_outputs(operands: Vec<(Place, PathBuf)>) -> Result<Vec<ShardE
         targets.push((place, path, target));
     }
     refuse_same_file(&targets)?;
-    // To open a FIFO is to wait for its reader; who knows in which order they come.
-    thread::scope(|scope| {
-        let opening: Vec<_> = targets
-            .into_iter()
-            .map(|(place, path, target)| scope.spawn(move || open_output(place, &path, target)))
-            .collect();
-        opening
-            .into_iter()
-            .map(|opened| opened.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
-            .collect()
-    })
+    // To open a FIFO is to wait for its reader; who knows in which order they come. What fails
+    // must be told meanwhile, and what does not wait is opened first.
+    let (send, opened) = channel();
+    let (special, others): (Vec<_>, Vec<_>) = targets
+        .into_iter()
+        .enumerate()
+        .partition(|(_, (_, _, target))| matches!(target, Target::Special(_)));
+    let mut ends = Vec::new();
+    for (index, (place, path, target)) in others {
+        ends.push((index, open_output(place, &path, target)?));
+    }
+    let count = special.len();
+    for (index, (place, path, target)) in special {
+        let send = send.clone();
+        // Nobody listens any more when another has failed.
+        thread::spawn(move || drop(send.send((index, open_output(place, &path, target)))));
+    }
+    for (index, end) in opened.iter().take(count) {
+        ends.push((index, end?));
+    }
+    ends.sort_by_key(|(index, _)| *index);
+    Ok(ends.into_iter().map(|(_, end)| end).collect())
 }
 
 fn open_output(place: Place, path: &Path, target: Target) -> Result<ShardEnd, OpenError> {
@@ -152,9 +164,10 @@ fn create(target: PathBuf) -> io::Result<(File, OutputFile)> {
     // Sixteen random bytes: no other program has this name, nor had it before.
     name.push(new_image_id()?.to_string());
     let temporary = target.with_file_name(name);
-    // First the note, then the file: a signal may come between.
-    let cleanup = Cleanup::new(&temporary);
-    let file = OpenOptions::new().write(true).create_new(true).open(&temporary)?;
+    let (file, cleanup) = Cleanup::of(|| {
+        let file = OpenOptions::new().write(true).create_new(true).open(&temporary)?;
+        Ok::<_, io::Error>((file, temporary.clone()))
+    })?;
     if let Some(permissions) = permissions {
         file.set_permissions(permissions)?;
     }

@@ -1,5 +1,6 @@
 //! The lines that tell a supervising program how far things are.
 
+use crate::descriptors::STDERR;
 use crate::{Counters, Descriptors, Place, UsageError};
 use pipe_io::Endpoint;
 use pipe_io::inherit::Direction;
@@ -19,7 +20,6 @@ enum Sink {
 impl Progress {
     /// Takes over the progress descriptor. Descriptor 2 stays stderr as well.
     pub fn open(fd: RawFd, descriptors: &mut Descriptors) -> Result<Progress, UsageError> {
-        const STDERR: RawFd = 2;
         let place = Place::Progress { fd };
         if fd == STDERR {
             descriptors.claim(fd, &place)?;

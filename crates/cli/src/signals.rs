@@ -16,7 +16,15 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Instant;
 
-const ENDING: [Signal; 3] = [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP];
+const ENDING: [Signal; 7] = [
+    Signal::SIGTERM,
+    Signal::SIGINT,
+    Signal::SIGHUP,
+    Signal::SIGQUIT,
+    Signal::SIGALRM,
+    Signal::SIGXCPU,
+    Signal::SIGUSR2,
+];
 
 /// Starts the thread. With `live`, and stderr a terminal, it also shows the rate every second.
 pub(crate) fn attend(program: &'static str, counters: Arc<Counters>, live: bool) -> io::Result<()> {
@@ -61,6 +69,8 @@ fn end_by(signal: Signal) {
     this.add(signal);
     let _ = this.thread_unblock();
     let _ = raise(signal);
+    // The first process of a PID namespace survives that.
+    std::process::exit(128 + signal as i32);
 }
 
 /// Bytes and rate, on one line that is written over every second.

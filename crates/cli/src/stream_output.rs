@@ -1,11 +1,12 @@
 //! Writing an image stream.
 
 use crate::{Counters, Place, reason};
+use nix::sys::socket::{Shutdown, shutdown};
 use pipe_io::poll::{self, PollFd, PollFlags};
 use pipe_io::{Endpoint, Kind, MoveError, Mover, splice};
 use std::fmt;
 use std::io::{self, ErrorKind};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::sync::Arc;
 use wire_format::{Body, FileName, ImageId, StreamWriter};
 
@@ -112,7 +113,10 @@ impl StreamOutput {
             ];
             poll::wait(&mut fds).map_err(MoveError::Input)?;
             let [_, output] = fds;
-            if output.revents().is_some_and(|events| events.contains(PollFlags::POLLERR)) {
+            if output
+                .revents()
+                .is_some_and(|events| events.intersects(PollFlags::POLLERR | PollFlags::POLLHUP))
+            {
                 return Err(MoveError::Output(ErrorKind::BrokenPipe.into()));
             }
         }
@@ -136,7 +140,12 @@ impl StreamOutput {
         self.flush()?;
         self.count(0);
         self.counters.end(0);
-        self.writer.into_inner().close().map_err(OutputError)
+        let endpoint = self.writer.into_inner();
+        if endpoint.kind() == Kind::Socket {
+            // Others may hold it open, and its reader waits for the end.
+            let _ = shutdown(endpoint.as_fd().as_raw_fd(), Shutdown::Write);
+        }
+        endpoint.close().map_err(OutputError)
     }
 
     /// What the stream is written to.

@@ -3,7 +3,7 @@
 use crate::Direction;
 use crate::message::{LENGTH_FIELD, REQUEST_MAX, Reply, Request};
 use nix::errno::Errno;
-use nix::sys::socket::{MsgFlags, send};
+use nix::sys::socket::{MsgFlags, getsockopt, send, sockopt};
 use pipe_io::socket;
 use prost::Message;
 use std::collections::VecDeque;
@@ -121,6 +121,11 @@ impl Connection {
     /// kernel sees to it that nothing falls between.
     pub fn refuse_more(&self) -> Result<(), ProtocolError> {
         self.socket.shutdown(Shutdown::Read).map_err(ProtocolError::Io)
+    }
+
+    /// The process that has connected, where the kernel tells.
+    pub fn peer(&self) -> Option<i32> {
+        getsockopt(&self.socket, sockopt::PeerCredentials).ok().map(|peer| peer.pid())
     }
 
     fn understand(&mut self) -> Result<Option<Event>, ProtocolError> {

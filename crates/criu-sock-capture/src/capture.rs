@@ -16,6 +16,7 @@ use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
+use wire_format::FileName;
 
 /// Does what the command line asks for.
 pub(crate) fn run(args: Args) -> Result<(), Failure<Error>> {
@@ -40,12 +41,13 @@ pub(crate) fn run(args: Args) -> Result<(), Failure<Error>> {
         let inflows = external
             .into_iter()
             .map(|(name, place, source)| Inflow::external(name, place, source))
-            .collect::<io::Result<_>>()
+            .collect::<io::Result<Vec<_>>>()
             .map_err(Error::System)?;
         let mut capture = Capture {
             _socket: socket,
             listener,
             dump: None,
+            external: inflows.iter().map(|inflow| inflow.name.clone()).collect(),
             end_at_inventory: args.end_at_inventory,
             inflows,
             successors: Vec::new(),
@@ -76,6 +78,8 @@ struct Capture {
     dump: Option<Dump>,
     /// Whether the stream ends while CRIU still waits to hear that the image is safe.
     end_at_inventory: bool,
+    /// The names of the external files.
+    external: Vec<FileName>,
     /// The files that are open now. No two have the same name.
     inflows: Vec<Inflow>,
     /// Files that CRIU has opened again, before the end of the earlier ones was seen.
@@ -83,6 +87,9 @@ struct Capture {
     output: StreamOutput,
     progress: Progress,
 }
+
+/// What poll says of an output whose reader has gone: a pipe's, a socket's.
+const GONE: PollFlags = PollFlags::POLLERR.union(PollFlags::POLLHUP);
 
 /// What there is to do.
 struct Ready {
@@ -121,7 +128,7 @@ impl Capture {
                 }
             }
             Some(dump) if dump.has_hung_up() && !self.inflows.iter().any(Inflow::is_criu) => {
-                match dump.has_sent_all() {
+                match dump.has_sent_all() && !self.end_at_inventory {
                     true => Ok(self.inflows.is_empty()),
                     false => Err(Error::DumpFailed),
                 }
@@ -144,7 +151,7 @@ impl Capture {
         poll::wait(&mut fds).map_err(Error::System)?;
 
         let mut events = fds.iter().map(|fd| fd.revents().unwrap_or(PollFlags::empty()));
-        if events.next().is_some_and(|events| events.contains(PollFlags::POLLERR)) {
+        if events.next().is_some_and(|events| events.intersects(GONE)) {
             return Err(Error::Output(OutputError::reader_gone()));
         }
         let inflows = events.by_ref().take(self.inflows.len()).collect();
@@ -164,6 +171,9 @@ impl Capture {
             match news {
                 News::Frozen => self.progress.checkpoint_start(),
                 News::File(name, pipe) => {
+                    if self.external.contains(&name) {
+                        return Err(Error::NameClash(name));
+                    }
                     let inflow = Inflow::criu(name, pipe)?;
                     match self.inflows.iter().find(|open| open.name == inflow.name) {
                         None => self.inflows.push(inflow),

@@ -2,6 +2,7 @@
 
 use crate::error::Error;
 use criu_protocol::{CPUINFO, Connection, Event, INVENTORY, ProtocolError};
+use std::fs;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use wire_format::FileName;
 
@@ -11,6 +12,8 @@ pub(crate) struct Dump {
     connection: Connection,
     /// The file whose pipe is due.
     announced: Option<FileName>,
+    /// Whether it is known to be of processes, and not of the CPU's features.
+    is_criu_dump: bool,
     /// Whether a file was sent.
     begun: bool,
     /// Whether a file was sent that CRIU has only when the process is frozen.
@@ -32,6 +35,7 @@ pub(crate) enum News {
 impl Dump {
     pub(crate) fn new(connection: Connection) -> Dump {
         Dump {
+            is_criu_dump: is_criu_dump(connection.peer()),
             connection,
             announced: None,
             begun: false,
@@ -100,10 +104,19 @@ impl Dump {
     }
 
     /// Whether all was sent that makes an image: `inventory.img`, or `cpuinfo.img` alone, which
-    /// is what `criu cpuinfo dump` makes.
+    /// is what `criu cpuinfo dump` makes. A `criu dump` that fails early may send it, too.
     pub(crate) fn has_sent_all(&self) -> bool {
-        self.inventory || (self.begun && !self.frozen)
+        self.inventory || (self.begun && !self.frozen && !self.is_criu_dump)
     }
+}
+
+/// Whether the process is a `criu dump`, and not a `criu cpuinfo dump`. The protocol does not tell;
+/// its command line does, unless it speaks for another program (`criu service`, `criu swrk`).
+fn is_criu_dump(process: Option<i32>) -> bool {
+    let Some(process) = process else { return false };
+    let line = fs::read(format!("/proc/{process}/cmdline")).unwrap_or_default();
+    let has = |word: &[u8]| line.split(|byte| *byte == 0).any(|argument| argument == word);
+    (has(b"dump") || has(b"pre-dump")) && !has(b"cpuinfo")
 }
 
 impl AsFd for Dump {

@@ -31,18 +31,17 @@ impl Inventory {
         Ok(())
     }
 
-    /// Whether what has passed can be a whole inventory: not empty, and if it begins as CRIU's
-    /// image files do (two magic numbers, then entries behind their lengths), it ends with an
-    /// entry.
+    /// Whether what has passed can be a whole inventory: not empty, and if it begins with the
+    /// magic number of CRIU's, it goes on with entries behind their lengths, and ends with one.
     pub(crate) fn is_whole(&self) -> bool {
-        const IMG_COMMON_MAGIC: [u8; 4] = 0x5456_4319_u32.to_le_bytes();
+        const INVENTORY_MAGIC: [u8; 4] = 0x5831_3116_u32.to_le_bytes();
 
         if self.bytes.len() >= Inventory::BYTES_MAX {
             return true;
         }
-        match self.bytes.strip_prefix(&IMG_COMMON_MAGIC) {
-            Some(rest) => rest.get(4..).is_some_and(|rest| !rest.is_empty() && are_entries(rest)),
-            None => !self.bytes.is_empty(),
+        match self.bytes.strip_prefix(&INVENTORY_MAGIC) {
+            Some(rest) => !rest.is_empty() && are_entries(rest),
+            None => !INVENTORY_MAGIC.starts_with(&self.bytes),
         }
     }
 }
@@ -67,10 +66,10 @@ mod tests {
 
     #[test]
     fn every_cut_of_an_inventory_is_seen() {
-        let whole = b"\x19\x43\x56\x54\x55\x33\x33\x58\x03\0\0\0abc";
+        let whole = b"\x16\x31\x31\x58\x03\0\0\0abc";
         assert!(is_whole(whole));
-        (0..whole.len()).filter(|cut| *cut == 0 || *cut >= 4).for_each(|cut| {
+        for cut in 0..whole.len() {
             assert!(!is_whole(&whole[..cut]), "cut at {cut}");
-        });
+        }
     }
 }

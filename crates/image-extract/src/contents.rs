@@ -4,9 +4,9 @@ use crate::error::Error;
 use crate::extract::nowhere;
 use crate::walk::{Visitor, walk};
 use crate::{Args, NAME};
-use cli::{Counters, Descriptors, Failure, Place, Program, StreamInput};
+use cli::{Counters, Descriptors, Failure, Place, Program, StreamInput, UsageError};
 use pipe_io::Endpoint;
-use pipe_io::inherit::Direction;
+use pipe_io::inherit::{self, Direction, Refusal};
 use serde::Serialize;
 use std::collections::HashMap;
 use std::io::{self, Write};
@@ -15,6 +15,9 @@ use wire_format::FileName;
 
 /// `image-extract --list`
 pub(crate) fn list(args: &Args) -> Result<(), Failure<Error>> {
+    if inherit::was_closed_at_start(1) {
+        return Err(UsageError::Refused(Place::Stdout, Refusal::NotOpen).into());
+    }
     let contents = read(args)?;
     let text = if args.json { contents.json() } else { contents.lines() };
     io::stdout().write_all(text.as_bytes()).map_err(|error| Failure::Failed(Error::Stdout(error)))

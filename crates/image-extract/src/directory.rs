@@ -9,8 +9,8 @@ use crate::error::Error;
 use cli::Cleanup;
 use criu_protocol::{Direction, INVENTORY};
 use nix::errno::Errno;
-use nix::fcntl::{OFlag, open, openat, renameat};
-use nix::sys::stat::{Mode, mkdirat};
+use nix::fcntl::{AtFlags, OFlag, open, openat, renameat};
+use nix::sys::stat::{FileStat, Mode, SFlag, fstatat, mkdirat};
 use nix::unistd::{UnlinkatFlags, fsync, unlinkat};
 use pipe_io::{Endpoint, Kind};
 use std::collections::HashSet;
@@ -77,6 +77,7 @@ impl Directory {
 
     /// Puts the files in their places. The image must be complete.
     pub(crate) fn publish(self) -> Result<(), Error> {
+        self.names.iter().try_for_each(|name| self.refuse_directory(name))?;
         let inventory = self.names.iter().find(|name| name.as_str() == INVENTORY);
         if let Some(inventory) = inventory {
             match unlinkat(&self.fd, INVENTORY, UnlinkatFlags::NoRemoveDir) {
@@ -93,6 +94,16 @@ impl Directory {
             self.settle()?;
         }
         Ok(())
+    }
+
+    /// A directory in a file's place: better seen before anything is replaced.
+    fn refuse_directory(&self, name: &FileName) -> Result<(), Error> {
+        let found = fstatat(&self.fd, name.as_str(), AtFlags::AT_SYMLINK_NOFOLLOW);
+        let format = |stat: FileStat| SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT;
+        match found.map(format) {
+            Ok(SFlag::S_IFDIR) => Err(self.failed(name, Errno::EISDIR.into())),
+            _ => Ok(()),
+        }
     }
 
     fn reveal(&self, name: &FileName) -> Result<(), Error> {

@@ -108,6 +108,7 @@ impl External {
 impl Visitor for Extraction {
     fn file(&mut self, name: &FileName) -> Result<(), Error> {
         if let Some(place) = self.external.places.get(name) {
+            self.wanted.missing.remove(name);
             return match self.external.open.contains_key(name) {
                 true => Ok(()),
                 false => Err(Error::ExternalAgain(place.clone())),

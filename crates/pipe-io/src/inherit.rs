@@ -78,7 +78,8 @@ extern "C" fn note_closed() {
     }
 }
 
-fn was_closed_at_start(number: RawFd) -> bool {
+/// Whether the program was started without this descriptor, 0, 1 or 2.
+pub fn was_closed_at_start(number: RawFd) -> bool {
     (0..3).contains(&number) && CLOSED_AT_START.load(Ordering::Relaxed) & (1 << number) != 0
 }
 
