@@ -185,7 +185,16 @@ fn a_command_that_takes_too_long_lets_the_process_run_on() {
     for (case, command, words) in cases {
         let mut pipeline = checkpoint(&bench, stamper.pid(), "--time-limit 1", command);
         let words = words.replace("'\\''", "'");
+        // The cause is the end of that second.
+        sleep(Duration::from_secs(1));
         must_fail(&bench, &stamper, case, &words, &mut pipeline);
+    }
+    if has_filter(&bench) {
+        // Only shard-split can end these.
+        let deaf = "trap : TERM; cat >x$SHARD; while :; do sleep 1; done";
+        let mut pipeline = checkpoint(&bench, stamper.pid(), "--time-limit 1 --shards 2", deaf);
+        sleep(Duration::from_secs(1));
+        must_fail(&bench, &stamper, "deaf shards", "waited for", &mut pipeline);
     }
 }
 
