@@ -113,10 +113,7 @@ impl StreamOutput {
             ];
             poll::wait(&mut fds).map_err(MoveError::Input)?;
             let [_, output] = fds;
-            if output
-                .revents()
-                .is_some_and(|events| events.intersects(PollFlags::POLLERR | PollFlags::POLLHUP))
-            {
+            if output.revents().is_some_and(|events| events.intersects(poll::READER_GONE)) {
                 return Err(MoveError::Output(ErrorKind::BrokenPipe.into()));
             }
         }

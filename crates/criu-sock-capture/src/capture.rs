@@ -88,9 +88,6 @@ struct Capture {
     progress: Progress,
 }
 
-/// What poll says of an output whose reader has gone: a pipe's, a socket's.
-const GONE: PollFlags = PollFlags::POLLERR.union(PollFlags::POLLHUP);
-
 /// What there is to do.
 struct Ready {
     criu: bool,
@@ -151,7 +148,7 @@ impl Capture {
         poll::wait(&mut fds).map_err(Error::System)?;
 
         let mut events = fds.iter().map(|fd| fd.revents().unwrap_or(PollFlags::empty()));
-        if events.next().is_some_and(|events| events.intersects(GONE)) {
+        if events.next().is_some_and(|events| events.intersects(poll::READER_GONE)) {
             return Err(Error::Output(OutputError::reader_gone()));
         }
         let inflows = events.by_ref().take(self.inflows.len()).collect();

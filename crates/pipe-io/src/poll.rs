@@ -8,6 +8,10 @@ use std::time::Duration;
 
 pub use nix::poll::{PollFd, PollFlags};
 
+/// What poll says of an output whose reader has gone: a pipe has an error then, a UNIX socket a
+/// hang-up. Both are told without being asked for.
+pub const READER_GONE: PollFlags = PollFlags::POLLERR.union(PollFlags::POLLHUP);
+
 /// Waits until one of the descriptors is ready, for ever if need be.
 pub fn wait(fds: &mut [PollFd<'_>]) -> io::Result<()> {
     call(fds, PollTimeout::NONE).map(drop)

@@ -295,7 +295,7 @@ fn wait_for<'a>(
     fds.extend(shards.into_iter().map(|shard| PollFd::new(shard.as_fd(), PollFlags::POLLIN)));
     poll::wait(&mut fds).map_err(Error::System)?;
     match fds.first().and_then(PollFd::revents) {
-        Some(events) if events.intersects(PollFlags::POLLERR | PollFlags::POLLHUP) => {
+        Some(events) if events.intersects(poll::READER_GONE) => {
             Err(Error::Output(OutputError::reader_gone()))
         }
         _ => Ok(start.elapsed()),
