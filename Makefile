@@ -29,7 +29,7 @@ pages := $(wildcard man/*.1 man/*.5 man/*.7)
 documents := $(wildcard README.md SECURITY.md CHANGELOG.md LICENSE docs/performance.md contrib/sysctl.d/*.conf)
 binaries := $(filters) $(notdir $(commands))
 
-.PHONY: all completions bench bench-plot demo check check-load check-packages fault-matrix fuzz install install-strip uninstall dist deb rpm clean
+.PHONY: all completions bench bench-plot demo check check-dependencies check-load check-packages fault-matrix fuzz install install-strip uninstall dist deb rpm clean
 
 all:
 	$(CARGO) build --release --locked $(filters:%=--package %)
@@ -49,6 +49,11 @@ check:
 fault-matrix:
 	$(CARGO) build --workspace --locked --quiet
 	$(CARGO) test -p tests --test fault-matrix --locked --quiet -- --nocapture --test-threads 1
+
+# Advisories, licences and sources, by deny.toml. Needs cargo-deny, and the network.
+check-dependencies:
+	$(CARGO) deny --locked check
+	$(CARGO) deny --locked --manifest-path fuzz/Cargo.toml --config deny.toml check
 
 # A minute for each target; SECONDS_EACH or RUNS say otherwise.
 fuzz:
@@ -87,6 +92,7 @@ install:
 	    section="$(DESTDIR)$(MANDIR)/man$${page##*.}"; \
 	    $(INSTALL) -d "$$section"; \
 	    $(INSTALL) -m 644 "$$page" "$$section"; \
+	    sed -i 's|/usr/local/libexec/|$(LIBEXECDIR)/|' "$$section/$${page##*/}"; \
 	done
 
 install-strip:
@@ -110,7 +116,7 @@ dist:
 deb rpm:
 	@contrib/packaging/build $@ $(built)/packages
 
-# Builds them all, and tries them in further clean roots.
+# Builds them all, and the recipes for Arch and Alpine, and tries what can be tried in further clean roots.
 check-packages:
 	@contrib/packaging/check $(built)/packages
 

@@ -35,11 +35,22 @@ pub(crate) struct Dump {
     pub(crate) slow: bool,
 }
 
-/// A restore by the stand-in, from plain writers.
+/// A restore by the stand-in.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Restore {
     pub(crate) shape: Shape,
-    pub(crate) shards: usize,
+    pub(crate) source: Source,
+}
+
+/// Where the image of a restore comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Source {
+    /// So many shards, each from a plain writer.
+    Writers(usize),
+    /// One plain writer, and the ways to hold the image compete.
+    Stores,
+    /// A file that was just written, in the directory for temporary files.
+    File,
 }
 
 /// All cases, in the order in which they run.
@@ -87,22 +98,32 @@ pub(crate) const CASES: &[Case] = &[
     Case {
         name: "restore-1",
         title: "Restore from one stream, from a plain writer",
-        work: restore(Shape::Process, 1),
+        work: restore(Shape::Process, Source::Writers(1)),
     },
     Case {
         name: "restore-4",
         title: "Restore from 4 shards, from plain writers",
-        work: restore(Shape::Process, 4),
+        work: restore(Shape::Process, Source::Writers(4)),
     },
     Case {
         name: "restore-tree",
         title: "Restore of 50 processes with interleaved pages, from 4 shards",
-        work: restore(Shape::Tree, 4),
+        work: restore(Shape::Tree, Source::Writers(4)),
     },
     Case {
         name: "restore-small",
         title: "Restore of 20,000 small files from 4 shards",
-        work: restore(Shape::SmallFiles, 4),
+        work: restore(Shape::SmallFiles, Source::Writers(4)),
+    },
+    Case {
+        name: "restore-store",
+        title: "Restore from one stream, held in memory and in pipes",
+        work: restore(Shape::Process, Source::Stores),
+    },
+    Case {
+        name: "restore-file",
+        title: "Restore from a stream that is a file in the page cache",
+        work: restore(Shape::Process, Source::File),
     },
     Case {
         name: "criu-dump",
@@ -120,8 +141,8 @@ const fn dump(shape: Shape, shards: usize, take: Take) -> Work {
     Work::Dump(Dump { shape, shards, take, slow: false })
 }
 
-const fn restore(shape: Shape, shards: usize) -> Work {
-    Work::Restore(Restore { shape, shards })
+const fn restore(shape: Shape, source: Source) -> Work {
+    Work::Restore(Restore { shape, source })
 }
 
 /// Who does the work.
@@ -135,6 +156,10 @@ pub(crate) enum Contender {
     Criu,
     /// The filters.
     Filters,
+    /// The filters, and the image is held in anonymous memory.
+    Memory,
+    /// The same, on a machine that has no huge pages.
+    SmallPages,
     /// The filters, with the shards kept as files in a tmpfs.
     Kept,
     /// The program that `PEER` names.
@@ -151,6 +176,7 @@ impl Contender {
     pub(crate) fn name(self, work: &Work) -> &'static str {
         match (self, work) {
             (Contender::Bare, Work::Dump(Dump { shape: Shape::SmallFiles, .. })) => "bare protocol",
+            (Contender::Bare, Work::Restore(Restore { source: Source::File, .. })) => "bare file",
             (Contender::Bare, _) => "bare pipe",
             (Contender::Cat, _) => "cat",
             (Contender::Criu, _) => "criu, files in tmpfs",
@@ -158,22 +184,49 @@ impl Contender {
             (Contender::Kept, _) => "capture|split to tmpfs",
             (Contender::Filters, Work::Dump(Dump { shards: 1, .. })) => "criu-sock-capture",
             (Contender::Filters, Work::Dump(_) | Work::RealDump) => "capture|split",
-            (Contender::Filters, Work::Restore(Restore { shards: 1, .. })) => "image-serve",
+            (Contender::Filters, Work::Restore(restore)) if restore.shards() == 1 => "image-serve",
             (Contender::Filters, _) => "merge|serve",
+            (Contender::Memory, _) => "memory, huge pages",
+            (Contender::SmallPages, _) => "memory, 4 KiB pages",
+        }
+    }
+}
+
+impl Restore {
+    /// How many shards the image comes in.
+    pub(crate) fn shards(&self) -> usize {
+        match self.source {
+            Source::Writers(shards) => shards,
+            Source::Stores | Source::File => 1,
         }
     }
 }
 
 impl Work {
+    /// What takes seconds for what others do in tenths has no more rounds than this.
+    const SLOW_ROUNDS_MAX: usize = 3;
+
+    /// How many rounds there may be of it.
+    pub(crate) fn rounds_max(&self) -> usize {
+        match self {
+            Work::RealDump
+            | Work::RealRestore
+            | Work::Restore(Restore { source: Source::Stores, .. }) => Work::SLOW_ROUNDS_MAX,
+            Work::Dump(_) | Work::Restore(_) => usize::MAX,
+        }
+    }
+
     /// Who competes, given whether there is a peer.
     pub(crate) fn contenders(&self, has_peer: bool) -> Vec<Contender> {
-        use Contender::{Bare, Cat, Criu, Filters, Kept, Peer};
+        use Contender::{Bare, Cat, Criu, Filters, Kept, Memory, Peer, SmallPages};
 
         let all: &[Contender] = match self {
             Work::Dump(Dump { shape: Shape::SmallFiles, .. }) => &[Bare, Filters, Peer],
             Work::Restore(Restore { shape: Shape::SmallFiles, .. }) => &[Filters, Peer],
+            Work::Restore(Restore { source: Source::Stores, .. }) => &[SmallPages, Memory, Filters],
             // With more shards or files `cat` would do just the same again.
-            Work::Dump(Dump { shards: 1, .. }) | Work::Restore(Restore { shards: 1, .. }) => {
+            Work::Dump(Dump { shards: 1, .. })
+            | Work::Restore(Restore { source: Source::Writers(1), .. }) => {
                 &[Bare, Cat, Filters, Peer]
             }
             Work::Dump(_) | Work::Restore(_) => &[Bare, Filters, Peer],

@@ -11,7 +11,7 @@ use crate::process::{Group, Program};
 use crate::reader::{Take, drain};
 use crate::results::{ProcessCost, Round};
 use crate::scratch::Scratch;
-use crate::streamer::{Started, Streamer};
+use crate::streamer::{Started, Store, Streamer};
 use nix::sys::prctl;
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::waitpid;
@@ -141,7 +141,7 @@ impl RealCriu<'_> {
     fn restore_from_files(&self, streamer: Streamer<'_>, images: &Path) -> Result<Round, Error> {
         let inputs = shards(images, |path| File::open(path))?;
         let start = Instant::now();
-        let started = streamer.serve(images, inputs)?;
+        let started = streamer.serve(images, inputs, Store::Auto)?;
         let round = self.with_criu(started, "restore", images, &[])?;
         self.checked(Round { wall_seconds: start.elapsed().as_secs_f64(), ..round })
     }

@@ -54,9 +54,6 @@ pub(crate) fn run() -> Result<ExitCode, Error> {
 }
 
 impl Bench {
-    /// The real CRIU takes seconds for what the others do in tenths.
-    const CRIU_ROUNDS_MAX: usize = 3;
-
     /// Everybody does the work once a round, in turns, so that what else the machine does hits
     /// all of them.
     fn measure(&self, case: &Case) -> CaseResults {
@@ -92,8 +89,7 @@ impl Bench {
         entries: &mut [ContenderResults],
     ) -> Result<(), Error> {
         let mut real = None;
-        let most = if is_real { Bench::CRIU_ROUNDS_MAX } else { usize::MAX };
-        for round in 0..self.options.rounds.min(most) {
+        for round in 0..self.options.rounds.min(case.work.rounds_max()) {
             // Every other round the other way round: none always follows the same one.
             let mut turns: Vec<usize> = (0..contenders.len()).collect();
             if round % 2 == 1 {

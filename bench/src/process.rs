@@ -3,6 +3,7 @@
 use crate::Error;
 use crate::results::ProcessCost;
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
+use nix::sys::prctl;
 use nix::sys::resource::{Usage, UsageWho, getrusage};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::time::TimeVal;
@@ -24,6 +25,7 @@ pub(crate) struct Program {
     command: Command,
     inherited: Vec<OwnedFd>,
     is_filter: bool,
+    huge_pages: bool,
 }
 
 impl Program {
@@ -42,12 +44,18 @@ impl Program {
         let mut command = Command::new(path);
         command.stdin(Stdio::null()).stdout(Stdio::null());
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        Program { name, command, inherited: Vec::new(), is_filter: true }
+        Program { name, command, inherited: Vec::new(), is_filter: true, huge_pages: true }
     }
 
     /// Not counted: CRIU itself.
     pub(crate) fn aside(mut self) -> Program {
         self.is_filter = false;
+        self
+    }
+
+    /// As on a machine that has none.
+    pub(crate) fn without_huge_pages(mut self) -> Program {
+        self.huge_pages = false;
         self
     }
 
@@ -85,7 +93,11 @@ impl Program {
         for fd in &self.inherited {
             fcntl(fd, FcntlArg::F_SETFD(FdFlag::empty()))?;
         }
-        match self.command.spawn() {
+        // A new program has what this one has at that moment.
+        prctl::set_thp_disable(!self.huge_pages)?;
+        let spawned = self.command.spawn();
+        prctl::set_thp_disable(false)?;
+        match spawned {
             Ok(child) => Ok(Running { name: self.name, child, is_filter: self.is_filter }),
             Err(error) => Err(format!("{}: {error}", self.name).into()),
         }

@@ -1,7 +1,7 @@
 //! Restores by the stand-in for CRIU.
 
 use crate::Error;
-use crate::cases::{Contender, Restore};
+use crate::cases::{Contender, Restore, Source};
 use crate::client::Client;
 use crate::consumer;
 use crate::feed::{self, Feed};
@@ -11,7 +11,7 @@ use crate::pipes;
 use crate::process::{Group, Program, in_path};
 use crate::results::{ProcessCost, Round};
 use crate::scratch::Scratch;
-use crate::streamer::Streamer;
+use crate::streamer::{Started, Store, Streamer};
 use std::fs::File;
 use std::io::{self, ErrorKind};
 use std::os::fd::OwnedFd;
@@ -22,15 +22,19 @@ use std::time::Instant;
 /// checked the last page and all programs have ended.
 pub(crate) fn run(bench: &Bench, restore: &Restore, contender: &Contender) -> Result<Round, Error> {
     let image = restore.shape.image(&bench.memory);
+    let filters = |store| streamer(bench, restore, &image, Streamer::Filters, store);
     match contender {
+        Contender::Bare if restore.source == Source::File => bare_file(bench, &image),
         Contender::Bare => bare(bench, &image),
         Contender::Cat => cat(bench, &image),
-        Contender::Filters => streamer(bench, restore, &image, Streamer::Filters),
+        Contender::Filters => filters(Store::Auto),
+        Contender::Memory => filters(Store::Memory),
+        Contender::SmallPages => filters(Store::SmallPages),
         Contender::Peer => {
             let path = bench.options.peer.as_deref().ok_or("no PEER")?;
-            streamer(bench, restore, &image, Streamer::Peer(path))
+            streamer(bench, restore, &image, Streamer::Peer(path), Store::Auto)
         }
-        Contender::Criu | Contender::Kept => Err("needs the real CRIU".into()),
+        Contender::Criu | Contender::Kept => Err("takes no part in this case".into()),
     }
 }
 
@@ -39,9 +43,19 @@ fn streamer(
     restore: &Restore,
     image: &Image,
     streamer: Streamer<'_>,
+    store: Store,
 ) -> Result<Round, Error> {
     let scratch = Scratch::new("restore")?;
-    let feeds = feed::shards(image, &bench.memory, restore.shards)?;
+    let feeds = feed::shards(image, &bench.memory, restore.shards())?;
+    if restore.source == Source::File {
+        let kept = Scratch::new("image")?;
+        let inputs =
+            feeds.iter().map(|feed| file(&kept, feed)).collect::<io::Result<Vec<OwnedFd>>>()?;
+        let start = Instant::now();
+        let started = streamer.serve(scratch.path(), inputs, store)?;
+        let processes = consume(bench, image, &scratch, started)?;
+        return Ok(round(start, image, processes));
+    }
     thread::scope(|scope| {
         let (mut inputs, mut outputs) = (Vec::new(), Vec::new());
         for _ in &feeds {
@@ -49,16 +63,42 @@ fn streamer(
             inputs.push(read);
             outputs.push(write);
         }
-        let mut started = streamer.serve(scratch.path(), inputs)?;
+        let started = streamer.serve(scratch.path(), inputs, store)?;
         let start = Instant::now();
         let feeders: Vec<_> =
             feeds.iter().zip(outputs).map(|(feed, output)| feeder(scope, feed, output)).collect();
-        started.wait_for_socket()?;
-        consumer::restore(Client::restore(scratch.path())?, image, &bench.memory)?;
-        let processes = started.programs.finish()?;
+        let processes = consume(bench, image, &scratch, started)?;
         feeders.into_iter().try_for_each(join)?;
         Ok(round(start, image, processes))
     })
+}
+
+/// CRIU's part, and the end of the filters.
+fn consume(
+    bench: &Bench,
+    image: &Image,
+    scratch: &Scratch,
+    mut started: Started,
+) -> Result<Vec<ProcessCost>, Error> {
+    started.wait_for_socket()?;
+    consumer::restore(Client::restore(scratch.path())?, image, &bench.memory)?;
+    started.programs.finish()
+}
+
+/// A file that holds a stream, open to be read.
+fn file(kept: &Scratch, feed: &Feed<'_>) -> io::Result<OwnedFd> {
+    let path = kept.path().join("stream");
+    feed.write_to(File::create(&path)?)?;
+    Ok(File::open(&path)?.into())
+}
+
+/// The least that a reader of a file can cost: no pipe at all.
+fn bare_file(bench: &Bench, image: &Image) -> Result<Round, Error> {
+    let kept = Scratch::new("image")?;
+    let file = file(&kept, &feed::bare(image, &bench.memory))?;
+    let start = Instant::now();
+    consumer::check_pages(file, 0..bench.memory.pages())?;
+    Ok(round(start, image, Vec::new()))
 }
 
 /// The least that a writer and a reader who copy can cost: one pipe between them, and no order to

@@ -17,6 +17,17 @@ pub(crate) enum Streamer<'a> {
     Peer(&'a Path),
 }
 
+/// What `image-serve` holds an image in.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Store {
+    /// What it chooses.
+    Auto,
+    /// Anonymous memory.
+    Memory,
+    /// The same, without huge pages.
+    SmallPages,
+}
+
 /// A streamer that runs.
 #[derive(Debug)]
 pub(crate) struct Started {
@@ -49,7 +60,12 @@ impl Streamer<'_> {
     }
 
     /// Starts what puts `inputs` together and serves a restore in `directory`.
-    pub(crate) fn serve(self, directory: &Path, inputs: Vec<OwnedFd>) -> Result<Started, Error> {
+    pub(crate) fn serve(
+        self,
+        directory: &Path,
+        inputs: Vec<OwnedFd>,
+        store: Store,
+    ) -> Result<Started, Error> {
         let (progress, report) = pipes::pipe()?;
         let programs = match (self, <[OwnedFd; 1]>::try_from(inputs)) {
             (Streamer::Peer(path), inputs) => {
@@ -57,18 +73,28 @@ impl Streamer<'_> {
                 vec![peer(path, directory, inputs, report).arg("serve")]
             }
             (Streamer::Filters, Ok([input])) => {
-                vec![socket_filter("image-serve", directory, report)?.stdin(input)]
+                vec![store.of(socket_filter("image-serve", directory, report)?).stdin(input)]
             }
             (Streamer::Filters, Err(inputs)) => {
                 let (read, write) = pipes::pipe()?;
                 let report_too = report.try_clone()?;
                 vec![
                     shard_filter("shard-merge", inputs, report_too)?.stdout(write),
-                    socket_filter("image-serve", directory, report)?.stdin(read),
+                    store.of(socket_filter("image-serve", directory, report)?).stdin(read),
                 ]
             }
         };
         Started::start(programs, progress)
+    }
+}
+
+impl Store {
+    fn of(self, program: Program) -> Program {
+        match self {
+            Store::Auto => program,
+            Store::Memory => program.arg("--store=memory"),
+            Store::SmallPages => program.arg("--store=memory").without_huge_pages(),
+        }
     }
 }
 

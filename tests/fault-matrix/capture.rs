@@ -10,7 +10,7 @@ use tests::criu::{DumpClient, pipe, request};
 use tests::pipeline::Running;
 
 use crate::scene::{Scene, settle};
-use crate::streams::{on_tmpfs, read_until_told};
+use crate::streams::{EDQUOT, INHERITED_SIGPIPE, edquot_by_strace, on_tmpfs, read_until_told};
 use crate::table::{End, Table, refused};
 
 /// Waits for CRIU, with the stream going there, and an external file that is empty.
@@ -18,6 +18,16 @@ fn start_to(scene: &Scene, output: OwnedFd) -> Running {
     let empty = File::open("/dev/null").expect("/dev/null");
     let running = scene.between(empty, output).start();
     running.wait_for("socket-init");
+    running
+}
+
+/// Sends more than the output takes.
+fn overfill(scene: &Scene, running: Running) -> Running {
+    running.wait_for("socket-init");
+    let mut client = connect(scene);
+    let mut pages = client.open("pages-1.img").expect("a pipe");
+    let _ = pages.write_all(&vec![1; 1 << 20]);
+    scene.keep((client, pages));
     running
 }
 
@@ -118,6 +128,17 @@ pub(crate) fn criu(table: &mut Table) {
         client.stop_reading();
         client.send("core-1.img", b"core").expect("capture reads");
         client.send("inventory.img", b"all").expect("capture reads");
+        running
+    });
+    let too_many = refused("CRIU: too many files open at once (see ulimit -n)");
+    table.cell("CRIU", "opens more files than ulimit -n", too_many, |scene| {
+        let empty = File::open("/dev/null").expect("/dev/null");
+        let running = scene.between_after("ulimit -n 32", empty, scene.collected()).start();
+        running.wait_for("socket-init");
+        let mut client = connect(scene);
+        let open = |number| client.open(&format!("core-{number}.img")).ok();
+        let files: Vec<_> = (0..64).map_while(open).collect();
+        scene.keep((client, files));
         running
     });
     table.cell("CRIU", "sends nonsense", refused("CRIU: a request of 4294967295 bytes"), |scene| {
@@ -231,13 +252,26 @@ pub(crate) fn reader(table: &mut Table) {
         on_tmpfs(table, options, fault, |table, mounted| {
             table.cell("disk", fault, refused(format!("stdout: {cause}")), |scene| {
                 let output = File::create(mounted.path.join("output")).expect("a file");
-                let running = start_to(scene, output.into());
-                let mut client = connect(scene);
-                let mut pages = client.open("pages-1.img").expect("a pipe");
-                let _ = pages.write_all(&vec![1; 1 << 20]);
-                scene.keep((client, pages));
-                running
+                overfill(scene, start_to(scene, output.into()))
             });
+        });
+    }
+    edquot_by_strace(table, EDQUOT, "stdout", Some("output"), |scene, launcher| {
+        let output = File::create(scene.path("output")).expect("a file");
+        let empty = File::open("/dev/null").expect("/dev/null");
+        overfill(scene, scene.between_under(launcher, empty, output).start())
+    });
+    table.cell("disk", "larger than ulimit -f", refused("stdout: File too large"), |scene| {
+        let output = File::create(scene.path("output")).expect("a file");
+        let empty = File::open("/dev/null").expect("/dev/null");
+        overfill(scene, scene.between_after("ulimit -f 64", empty, output).start())
+    });
+    for (fault, commands) in INHERITED_SIGPIPE {
+        table.cell("program after", fault, broken(), |scene| {
+            let (reader, output) = pipe(None).expect("a pipe");
+            drop(reader);
+            let empty = File::open("/dev/null").expect("/dev/null");
+            scene.between_after(commands, empty, output).start()
         });
     }
 }

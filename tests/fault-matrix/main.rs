@@ -7,11 +7,11 @@
 //!     cargo test -p tests --test fault-matrix -- --nocapture --test-threads 1
 //!
 //! A filter's peers are CRIU, the program before it, the programs after it, `--filter`
-//! commands, the disk, its user
-//! (signals) and whoever starts it (descriptors, limits).
+//! commands, the disk, its user (signals) and whoever starts it (descriptors, limits).
 
 mod capture;
 mod commands;
+mod memory;
 mod scene;
 mod serve;
 mod start;
@@ -28,6 +28,7 @@ fn criu_sock_capture() {
     capture::places(&mut table);
     start::signals(&mut table);
     start::descriptors_and_limits(&mut table);
+    memory::little(&mut table);
     table.show();
 }
 
@@ -46,6 +47,7 @@ fn image_serve() {
     let mut table = Table::new("image-serve");
     stream_faults(&mut table);
     serve::criu(&mut table);
+    memory::too_little_to_hold(&mut table);
     table.show();
 }
 
@@ -69,4 +71,5 @@ fn stream_faults(table: &mut Table) {
     streams::disk(table);
     start::signals(table);
     start::descriptors_and_limits(table);
+    memory::little(table);
 }

@@ -5,12 +5,15 @@ use std::cell::RefCell;
 use std::fs;
 use std::io::Write;
 use std::os::fd::OwnedFd;
+use std::os::unix::process::ExitStatusExt;
 use std::path::PathBuf;
+use std::process::ExitStatus;
 use std::sync::LazyLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
+use nix::sys::signal::Signal;
 use tempfile::TempDir;
 use tests::criu::{RestoreClient, pipe};
 use tests::pipeline::{Filter, Running, collect_from};
@@ -20,8 +23,8 @@ use tests::stream::{Writer, looks_complete, read_stream};
 /// The variable that the filter and all that it starts can be found by.
 const TAG: &str = "FAULT_MATRIX";
 
-/// More than a pipe holds.
-const PAGES: usize = 3 << 20;
+/// More than what readers take here, 1 MiB, and the largest pipe behind it, 4 MiB.
+const PAGES: usize = 6 << 20;
 
 /// An image, and where in it something can happen.
 pub(crate) struct Image {
@@ -111,6 +114,16 @@ impl Scene {
         self.put_between(Filter::after(commands, self.filter), input, output)
     }
 
+    /// The same, started by this launcher.
+    pub(crate) fn between_under(
+        &self,
+        launcher: &[&str],
+        input: impl Into<OwnedFd>,
+        output: impl Into<OwnedFd>,
+    ) -> Filter {
+        self.put_between(Filter::under(launcher, self.filter), input, output)
+    }
+
     fn put_between(
         &self,
         filter: Filter,
@@ -184,12 +197,16 @@ impl Scene {
         }
     }
 
-    /// What is in the images directory and should not be.
-    pub(crate) fn left_on_disk(&self, succeeded: bool) -> Option<String> {
+    /// What is in the images directory and should not be. One that was killed could not clear
+    /// away its socket or its unfinished files, but nothing may look like an image.
+    pub(crate) fn left_on_disk(&self, status: &ExitStatus) -> Option<String> {
         let entries = fs::read_dir(self.images()).into_iter().flatten().flatten();
         let mut names: Vec<_> = entries.map(|entry| entry.file_name()).collect();
         names.sort();
-        let extracted = succeeded && self.filter == "image-extract";
+        if status.signal() == Some(Signal::SIGKILL as i32) {
+            names.retain(|name| name == "inventory.img");
+        }
+        let extracted = status.success() && self.filter == "image-extract";
         let expected: &[&str] = if extracted { &["inventory.img"] } else { &[] };
         (names != expected).then(|| format!("left on disk: {names:?}"))
     }

@@ -1,12 +1,12 @@
 //! `image-serve`: CRIU.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::Read;
 use std::os::fd::OwnedFd;
 
 use nix::sys::signal::Signal;
 use tests::criu::{RestoreClient, pipe, request};
-use tests::pipeline::Running;
+use tests::pipeline::{Filter, Running};
 
 use crate::scene::{IMAGE, Scene, settle};
 use crate::table::{End, Table, refused};
@@ -113,11 +113,32 @@ pub(crate) fn criu(table: &mut Table) {
             running
         },
     );
+    let too_many = refused("CRIU: too many files open at once (see ulimit -n)");
+    table.cell("CRIU", "opens more files than ulimit -n", too_many, |scene| {
+        let path = scene.path("image");
+        fs::write(&path, &IMAGE.stream).expect("a file");
+        let serve = scene.tagged(Filter::after("ulimit -n 32", "image-serve")).progress_apart();
+        let stdin = File::open(path).expect("a file");
+        let running = serve.arg("-D").arg(scene.images()).stdin(stdin).start();
+        running.wait_for("socket-init");
+        let mut client = connect(scene);
+        let files: Vec<_> = (0..64).map_while(|_| client.open("core-1.img").ok()).collect();
+        scene.keep((client, files));
+        running
+    });
     table.cell("CRIU", "sends nonsense", refused("CRIU: a request of 4294967295 bytes"), |scene| {
         let running = start(scene);
         let mut client = connect(scene);
         let _ = client.send_garbage(&[0xff; 64]);
         scene.keep(client);
+        running
+    });
+    let nonsense = refused("CRIU: a request of 4294967295 bytes");
+    table.cell("CRIU", "sends nonsense, with a file open", nonsense, |scene| {
+        let running = start(scene);
+        let (mut client, core) = walk(scene, 5);
+        let _ = client.send_garbage(&[0xff; 64]);
+        scene.keep((client, core));
         running
     });
     table.cell(

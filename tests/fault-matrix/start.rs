@@ -3,7 +3,6 @@
 use std::fs::File;
 use std::io::Write;
 use std::os::fd::OwnedFd;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
@@ -15,95 +14,76 @@ use tests::pipeline::Running;
 use crate::scene::{IMAGE, Scene, settle};
 use crate::table::{End, Table};
 
-/// Starts the filter so that it waits in the middle of its work.
-fn midway(scene: &Scene, table_filter: &str, commands: &str) -> (Running, Option<OwnedFd>) {
-    let start = |input| scene.between_after(commands, input, scene.collected());
-    if table_filter == "criu-sock-capture" {
+/// A filter that waits in the middle of its work.
+struct Midway {
+    running: Running,
+    /// What its input comes from.
+    feed: OwnedFd,
+    /// The dump that goes on, and its open file.
+    dump: Option<(DumpClient, File)>,
+}
+
+impl Midway {
+    fn start(scene: &Scene, commands: &str) -> Midway {
+        let start = |input| scene.between_after(commands, input, scene.collected());
+        if scene.filter() != "criu-sock-capture" {
+            let (running, feed) = scene.fed(start, IMAGE.points[2].1);
+            settle(&running);
+            return Midway { running, feed, dump: None };
+        }
         let (running, feed) = scene.fed(start, 0);
         running.wait_for("socket-init");
         let mut client = DumpClient::connect(&scene.images()).expect("the socket is there");
         let mut core = client.open("core-1.img").expect("a pipe");
         core.write_all(&[1; 5000]).expect("capture reads");
         running.wait_for("checkpoint-start");
-        scene.keep((client, core));
-        (running, Some(feed))
-    } else {
-        let (running, feed) = scene.fed(start, IMAGE.points[2].1);
-        (running, Some(feed))
+        settle(&running);
+        Midway { running, feed, dump: Some((client, core)) }
     }
-}
 
-/// Lets the rest of the work come.
-fn go_on(scene: &Scene, table_filter: &str, running: &Running, feed: OwnedFd) {
-    if table_filter == "criu-sock-capture" {
-        return;
+    /// Leaves it there.
+    fn stay(self, scene: &Scene) -> Running {
+        scene.keep((self.feed, self.dump));
+        self.running
     }
-    let (_, rest) = IMAGE.stream.split_at(IMAGE.points[2].1);
-    let mut feed = File::from(feed);
-    // Slowly, so that signals come in the middle.
-    for piece in rest.chunks(32 << 10) {
-        feed.write_all(piece).expect("it reads");
-        thread::sleep(Duration::from_millis(1));
+
+    /// Lets the rest of the work come, slowly, so that signals come in the middle.
+    fn go_on(self, scene: &Scene) -> Running {
+        let (_, rest) = IMAGE.stream.split_at(IMAGE.points[2].1);
+        let slowly = |mut to: File| {
+            for piece in rest.chunks(32 << 10) {
+                to.write_all(piece).expect("it reads");
+                thread::sleep(Duration::from_millis(1));
+            }
+        };
+        match self.dump {
+            Some((mut client, core)) => {
+                slowly(core);
+                client.send("inventory.img", b"all").expect("capture reads");
+            }
+            None => slowly(self.feed.into()),
+        }
+        scene.restore_if_served(&self.running);
+        self.running
     }
-    drop(feed);
-    scene.restore_if_served(running);
 }
 
 pub(crate) fn signals(table: &mut Table) {
-    let filter = table.filter();
     for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP] {
         table.cell("signals", &format!("{signal} midway"), End::Killed(signal), |scene| {
-            let (running, feed) = midway(scene, filter, "true");
-            scene.keep(feed);
-            settle(&running);
+            let running = Midway::start(scene, "true").stay(scene);
             running.signal_when_caught(signal);
             running
         });
     }
-    if filter == "criu-sock-capture" {
-        table.cell("signals", "SIGUSR1 every ms", End::Seen, |scene| {
-            let start = |input| scene.between(input, scene.collected());
-            let (running, feed) = scene.fed(start, 0);
-            running.wait_for("socket-init");
-            let storm = Storm::over(&running);
-            let mut client = DumpClient::connect(&scene.images()).expect("the socket is there");
-            let mut pages = client.open("pages-1.img").expect("a pipe");
-            for piece in IMAGE.stream.chunks(32 << 10) {
-                pages.write_all(piece).expect("capture reads");
-                thread::sleep(Duration::from_millis(1));
-            }
-            drop(pages);
-            client.send("inventory.img", b"all").expect("capture reads");
-            storm.end();
-            drop((client, feed));
-            running
-        });
-    } else {
-        table.cell("signals", "SIGUSR1 every ms", End::Seen, |scene| {
-            let (running, feed) = midway(scene, filter, "true");
-            settle(&running);
-            let storm = Storm::over(&running);
-            let (_, rest) = IMAGE.stream.split_at(IMAGE.points[2].1);
-            let (rest, last) = rest.split_at(rest.len() - 1);
-            let mut feed = File::from(feed.expect("a pipe"));
-            for piece in rest.chunks(32 << 10) {
-                feed.write_all(piece).expect("it reads");
-                thread::sleep(Duration::from_millis(1));
-            }
-            storm.end();
-            feed.write_all(last).expect("it reads");
-            drop(feed);
-            scene.restore_if_served(&running);
-            running
-        });
-        table.cell("signals", "SIGHUP, inherited as ignored", End::Success, |scene| {
-            let (running, feed) = midway(scene, filter, "trap '' HUP");
-            settle(&running);
-            running.signal(Signal::SIGHUP);
-            go_on(scene, filter, &running, feed.expect("a pipe"));
-            running
-        });
-    }
+    storm(table, "SIGUSR1 every ms", &[Signal::SIGUSR1]);
+    // Which interrupts system calls that no handler would.
+    storm(table, "SIGSTOP and SIGCONT every ms", &[Signal::SIGSTOP, Signal::SIGCONT]);
+    table.cell("signals", "SIGHUP, inherited as ignored", End::Success, |scene| {
+        let work = Midway::start(scene, "trap '' HUP");
+        work.running.signal(Signal::SIGHUP);
+        work.go_on(scene)
+    });
     table.cell(
         "signals",
         "SIGTERM, stderr full after SIGUSR1 storm",
@@ -126,29 +106,25 @@ pub(crate) fn signals(table: &mut Table) {
     );
 }
 
-/// A signal every millisecond.
-struct Storm {
-    over: Arc<AtomicBool>,
-    thread: thread::JoinHandle<()>,
-}
-
-impl Storm {
-    fn over(running: &Running) -> Storm {
-        let (pid, over) = (running.pid(), Arc::new(AtomicBool::new(false)));
-        let ended = Arc::clone(&over);
-        let thread = thread::spawn(move || {
-            while !ended.load(Ordering::Relaxed) {
-                kill(pid, Signal::SIGUSR1).expect("the program is there");
-                thread::sleep(Duration::from_millis(1));
-            }
-        });
-        Storm { over, thread }
-    }
-
-    fn end(self) {
-        self.over.store(true, Ordering::Relaxed);
-        self.thread.join().expect("the storm");
-    }
+/// These signals in turn, one every millisecond, while the work goes on.
+fn storm(table: &mut Table, fault: &str, signals: &[Signal]) {
+    table.cell("signals", fault, End::Counted, |scene| {
+        let work = Midway::start(scene, "true");
+        let (pid, over) = (work.running.pid(), AtomicBool::new(false));
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                while !over.load(Ordering::Relaxed) {
+                    for signal in signals {
+                        kill(pid, *signal).expect("nobody has waited for it");
+                        thread::sleep(Duration::from_millis(1));
+                    }
+                }
+            });
+            let running = work.go_on(scene);
+            over.store(true, Ordering::Relaxed);
+            running
+        })
+    });
 }
 
 pub(crate) fn descriptors_and_limits(table: &mut Table) {
@@ -185,24 +161,37 @@ pub(crate) fn descriptors_and_limits(table: &mut Table) {
             running
         },
     );
+    let unused: &[(&str, &str)] = match filter {
+        "criu-sock-capture" | "shard-merge" => &[("stdin", "<&-"), ("stderr", "2>&-")],
+        _ => &[("stdout", ">&-"), ("stderr", "2>&-")],
+    };
+    for (name, redirection) in unused {
+        table.cell(
+            "start",
+            &format!("{name} closed, which it can do without"),
+            End::Success,
+            |scene| limited(scene, &format!("exec {redirection}")),
+        );
+    }
     for descriptors in [3, 4, 5, 6, 8, 10, 12, 16, 22, 24] {
         let fault = format!("EMFILE (ulimit -n {descriptors})");
         table.cell("start", &fault, End::Seen, |scene| {
-            limited(scene, filter, &format!("ulimit -n {descriptors}"))
+            limited(scene, &format!("ulimit -n {descriptors}"))
         });
     }
-    for kilobytes in [3000, 5000, 6000, 8000, 12000, 20000, 40000] {
+    for kilobytes in [3000, 3400, 3800, 4200, 4600, 5000, 6000, 12000] {
         let fault = format!("ENOMEM (ulimit -v {kilobytes})");
         table.cell("start", &fault, End::Seen, |scene| {
-            limited(scene, filter, &format!("ulimit -v {kilobytes}"))
+            limited(scene, &format!("ulimit -v {kilobytes}"))
         });
     }
 }
 
-/// Runs under a limit: it fails in some way, or does its work.
-fn limited(scene: &Scene, filter: &str, limit: &str) -> Running {
+/// Runs after these commands, which may limit it: it fails in some way, or does its work.
+pub(crate) fn limited(scene: &Scene, commands: &str) -> Running {
+    let filter = scene.filter();
     let length = if filter == "criu-sock-capture" { 0 } else { IMAGE.stream.len() };
-    let start = |input| scene.between_after(limit, input, scene.collected());
+    let start = |input| scene.between_after(commands, input, scene.collected());
     let (running, feed) = scene.fed(start, length);
     drop(feed);
     settle(&running);

@@ -8,7 +8,7 @@ use std::thread;
 
 use nix::sys::signal::Signal;
 use tests::criu::pipe;
-use tests::pipeline::Running;
+use tests::pipeline::{Filter, Running};
 
 use crate::scene::{IMAGE, Scene, settle};
 use crate::table::{End, Table, refused};
@@ -115,6 +115,12 @@ pub(crate) fn program_before(table: &mut Table) {
     );
 }
 
+/// What becomes of a reader that goes does not depend on who starts the filter.
+pub(crate) const INHERITED_SIGPIPE: [(&str, &str); 2] = [
+    ("gone, SIGPIPE inherited as ignored", "trap '' PIPE"),
+    ("gone, SIGPIPE inherited as default", "trap - PIPE"),
+];
+
 pub(crate) fn program_after(table: &mut Table) {
     let broken = refused(format!("{}: Broken pipe", output(table)));
     table.cell("program after", "gone before start", broken.clone(), |scene| {
@@ -178,10 +184,7 @@ pub(crate) fn program_after(table: &mut Table) {
         drop(feed);
         whole(scene, running)
     });
-    for (fault, commands) in [
-        ("gone, SIGPIPE inherited as ignored", "trap '' PIPE"),
-        ("gone, SIGPIPE inherited as default", "trap - PIPE"),
-    ] {
+    for (fault, commands) in INHERITED_SIGPIPE {
         table.cell("program after", fault, broken.clone(), |scene| {
             let (reader, output) = pipe(None).expect("a pipe");
             drop(reader);
@@ -244,7 +247,19 @@ pub(crate) fn disk(table: &mut Table) {
             });
         }
     }
+    edquot_by_strace(table, EDQUOT, output(table), Some("output"), |scene, launcher| {
+        let output = File::create(scene.path("output")).expect("a file");
+        let between = |input: OwnedFd| scene.between_under(launcher, input, output);
+        scene.fed(between, IMAGE.stream.len()).0
+    });
     if table.filter() == "image-extract" {
+        let fault = format!("{EDQUOT}, images directory");
+        edquot_by_strace(table, &fault, "*/core-1.img", None, |scene, launcher| {
+            let filter = scene.tagged(Filter::under(launcher, "image-extract"));
+            let filter = filter.progress_apart().arg("-D").arg(scene.images());
+            let extract = |input: OwnedFd| filter.stdin(input);
+            scene.fed(extract, IMAGE.stream.len()).0
+        });
         let fault = "no inodes (tmpfs of 2)";
         on_tmpfs(table, "nr_inodes=2", fault, |table, mounted| {
             let images = mounted.path.clone();
@@ -270,6 +285,31 @@ pub(crate) fn disk(table: &mut Table) {
 fn into(scene: &Scene, images: &std::path::Path, bytes: usize) -> Running {
     let extract = |input: OwnedFd| tests::filters::extract(images).stdin(input);
     scene.fed(extract, bytes).0
+}
+
+/// The fault of the cells that have no other quota.
+pub(crate) const EDQUOT: &str = "EDQUOT (injected by strace)";
+
+/// A quota without a file system that has one, which few kernels can mount: strace lets moving
+/// payload fail as the file system would, to the scene's file `output` or, without it, to any.
+/// `act` starts the filter by the launcher.
+pub(crate) fn edquot_by_strace(
+    table: &mut Table,
+    fault: &str,
+    place: &str,
+    output: Option<&str>,
+    act: impl FnOnce(&Scene, &[&str]) -> Running,
+) {
+    if Command::new("strace").arg("-V").output().is_err() {
+        return table.skip("disk", fault, "there is no strace");
+    }
+    table.cell("disk", fault, refused(format!("{place}: *uota exceeded")), |scene| {
+        let path = output.map(|name| scene.path(name));
+        let path = path.as_ref().map(|path| ["-P", path.to_str().expect("UTF-8")]);
+        let words = ["strace", "-f", "-o", "/dev/null", "-e", "inject=splice:error=EDQUOT:when=2+"];
+        let launcher: Vec<_> = words.into_iter().chain(path.into_iter().flatten()).collect();
+        act(scene, &launcher)
+    });
 }
 
 /// A file system in memory, which is unmounted in the end.

@@ -13,6 +13,8 @@ use crate::scene::Scene;
 pub(crate) enum End {
     /// Status 0, no message.
     Success,
+    /// Status 0; it was asked for counters, and has told them.
+    Counted,
     /// Status 1 and this message, in which `*` stands for anything.
     Refused(String),
     /// Status 2 and this message.
@@ -69,7 +71,7 @@ impl Table {
         }
         let succeeded = finished.status.success();
         wrong.extend(scene.left_in_proc());
-        wrong.extend(scene.left_on_disk(succeeded));
+        wrong.extend(scene.left_on_disk(&finished.status));
         wrong.extend(scene.left_in_outputs(succeeded));
         let said = finished.stderr.first().map_or("", String::as_str);
         let said =
@@ -134,6 +136,7 @@ fn differs(end: &End, finished: &Finished) -> Option<String> {
             let right = status.signal() == Some(*signal as i32) && stderr.is_empty();
             return (!right).then(|| format!("not killed by {signal}"));
         }
+        End::Counted => return (!status.success()).then(|| "not status 0".into()),
         End::Success => (0, None),
         End::Refused(message) => (1, Some(message)),
         End::Usage(message) => (2, Some(message)),

@@ -1,7 +1,7 @@
 //! A user's command line, run by bash.
 
 use std::fs;
-use std::os::unix::process::CommandExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
@@ -57,17 +57,22 @@ impl Pipeline {
         killpg(pid_of(&self.bash), signal).expect("send a signal");
     }
 
-    /// The exit status.
+    /// The exit status, as a shell shows it: 128 and more after a signal.
     pub(crate) fn status(&mut self) -> i32 {
         let status =
             wait_for("the pipeline's end", || self.bash.try_wait().expect("wait for bash"));
-        status.code().unwrap_or(-1)
+        status.code().or_else(|| Some(128 + status.signal()?)).expect("it has ended")
     }
 
     /// Fails the test, with the programs' messages, unless the status is 0.
     pub(crate) fn must_succeed(&mut self) {
         let status = self.status();
         assert_eq!(status, 0, "the pipeline's messages:\n{}", self.messages());
+    }
+
+    /// The last line that they have said.
+    pub(crate) fn last_message(&self) -> String {
+        self.messages().lines().last().unwrap_or_default().to_owned()
     }
 
     /// What the programs have said on standard error.

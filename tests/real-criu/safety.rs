@@ -4,11 +4,12 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use nix::unistd::{Pid, getsid};
 use tests::random::Random;
 
 use crate::bench::{Bench, skip, wait_for};
@@ -18,13 +19,17 @@ use crate::stamper::{Stamper, are_of_one_moment};
 use crate::victim::Victim;
 
 /// Every failure ends within this time of its cause.
-const SOON: Duration = Duration::from_secs(5);
+pub(crate) const SOON: Duration = Duration::from_secs(5);
+
+/// What makes a command give up, and end by it.
+pub(crate) const SIGNALS: [Signal; 3] = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP];
 
 /// A checkpoint of the process, with these options, by this command.
 fn checkpoint(bench: &Bench, pid: i32, options: &str, command: &str) -> Pipeline {
     fs::create_dir_all(bench.scratch().join("dump")).expect("create the images directory");
-    let script =
-        format!("criu-checkpoint -t {pid} -D dump --network-lock skip {options} -- '{command}'");
+    let script = format!(
+        "exec criu-checkpoint -t {pid} -D dump --network-lock skip {options} -- '{command}'"
+    );
     Pipeline::start(bench, "checkpoint", &script)
 }
 
@@ -198,6 +203,9 @@ fn a_command_that_takes_too_long_lets_the_process_run_on() {
     }
 }
 
+/// The shell of the pipeline, whose name other shells have too.
+const PIPELINE: &str = "pipeline";
+
 /// Kills what is called `name` while the command waits behind the last byte or,
 /// with `early`, in the middle.
 fn kill_one(name: &str, early: bool, words: &str) {
@@ -212,7 +220,11 @@ fn kill_one(name: &str, early: bool, words: &str) {
     };
     let mut pipeline = checkpoint(&bench, stamper.pid(), "", stall);
     wait_for("the stall", || bench.scratch().join("stalled").exists().then_some(()));
-    kill(process(&bench, name), Signal::SIGKILL).expect("kill it");
+    let victim = match name {
+        PIPELINE => getsid(Some(process(&bench, "criu-sock-captu"))).expect("its session"),
+        _ => process(&bench, name),
+    };
+    kill(victim, Signal::SIGKILL).expect("kill it");
     must_fail(&bench, &stamper, &label, words, &mut pipeline);
 }
 
@@ -237,6 +249,11 @@ fn a_capture_that_is_killed_leaves_the_process_running() {
 }
 
 #[test]
+fn a_pipeline_whose_shell_is_killed_leaves_the_process_running() {
+    kill_one(PIPELINE, true, "the pipeline");
+}
+
+#[test]
 fn a_dump_that_fails_before_the_script_is_asked_ends_the_pipeline() {
     let Some(bench) = Bench::set_up("before_the_script_is_asked") else {
         return;
@@ -255,11 +272,9 @@ fn a_dump_that_fails_before_the_script_is_asked_ends_the_pipeline() {
 
 #[test]
 fn a_user_who_presses_control_c_gets_the_process_back() {
-    for (signal, command) in [
-        (Signal::SIGINT, "head -c 30000000 >x; touch stalled; sleep 50; cat >x"),
-        (Signal::SIGINT, "cat >x; touch stalled; sleep 50"),
-        (Signal::SIGTERM, "cat >x; touch stalled; sleep 50"),
-    ] {
+    let early = (Signal::SIGINT, "head -c 30000000 >x; touch stalled; sleep 50; cat >x");
+    let late = SIGNALS.map(|signal| (signal, "cat >x; touch stalled; sleep 50"));
+    for (signal, command) in late.into_iter().chain([early]) {
         let Some(bench) = Bench::set_up("control_c") else {
             return;
         };
@@ -268,7 +283,10 @@ fn a_user_who_presses_control_c_gets_the_process_back() {
         wait_for("the stall", || bench.scratch().join("stalled").exists().then_some(()));
         let since = Instant::now();
         pipeline.signal(signal);
-        assert_ne!(pipeline.status(), 0);
+        // As a shell that stops its loop at a ^C wants to see it.
+        assert_eq!(pipeline.status(), 128 + signal as i32);
+        let last = pipeline.last_message();
+        assert!(last.contains(&format!("FAILED: {signal}; frozen for ")), "{last}");
         assert!(since.elapsed() < SOON, "took {:?}", since.elapsed());
         stamper.must_run();
         must_leave_nothing(&bench, "a signal");
@@ -354,6 +372,105 @@ fn three_shards_make_a_checkpoint_and_a_restore() {
     stamper.must_run();
 }
 
+#[test]
+fn a_user_who_interrupts_a_restore_restores_nothing() {
+    let Some(bench) = Bench::set_up("interrupts_a_restore") else {
+        return;
+    };
+    for signal in SIGNALS {
+        let script = "export TMPDIR=$PWD
+            exec criu-restore -- 'head -c 10000000 /dev/zero; touch stalled; sleep 50'";
+        let mut pipeline = Pipeline::start(&bench, "restore", script);
+        wait_for("the stall", || bench.scratch().join("stalled").exists().then_some(()));
+        let since = Instant::now();
+        pipeline.signal(signal);
+        assert_eq!(pipeline.status(), 128 + signal as i32);
+        assert!(since.elapsed() < SOON, "took {:?}", since.elapsed());
+        let last = pipeline.last_message();
+        assert_eq!(last, format!("criu-restore: FAILED: {signal}; nothing is restored"));
+        wait_for("no process", || processes(&bench).is_empty().then_some(()));
+        fs::remove_file(bench.scratch().join("stalled")).expect("remove the mark");
+        must_have_no_temporary_files(&bench);
+    }
+}
+
+#[test]
+fn a_criu_restore_that_is_killed_leaves_no_image_serve_that_waits() {
+    let Some(bench) = Bench::set_up("restore_killed") else {
+        return;
+    };
+    let command = "head -c 10000000 /dev/zero; touch stalled; sleep 50";
+    let script = format!("export TMPDIR=$PWD; exec criu-restore -- '{command}'");
+    let mut pipeline = Pipeline::start(&bench, "restore", &script);
+    wait_for("the stall", || bench.scratch().join("stalled").exists().then_some(()));
+    kill(process(&bench, "criu-restore"), Signal::SIGKILL).expect("kill it");
+    let since = Instant::now();
+    assert_eq!(pipeline.status(), 128 + Signal::SIGKILL as i32);
+    wait_for("no process", || processes(&bench).is_empty().then_some(()));
+    must_have_no_temporary_files(&bench);
+    assert!(since.elapsed() < SOON, "took {:?}", since.elapsed());
+}
+
+/// Fails the test unless all that was made with `TMPDIR=$PWD` is gone.
+pub(crate) fn must_have_no_temporary_files(bench: &Bench) {
+    let files = fs::read_dir(bench.scratch()).expect("list the scratch directory").flatten();
+    let names = files.map(|file| file.file_name().to_string_lossy().into_owned());
+    let left: Vec<String> = names.filter(|name| name.starts_with("tmp.")).collect();
+    assert!(left.is_empty(), "left {left:?}");
+}
+
+#[test]
+fn an_image_serve_that_does_not_end_is_not_waited_for_long() {
+    let Some(bench) = Bench::set_up("does_not_end") else {
+        return;
+    };
+    let mut stamper = Stamper::start(&bench, 16);
+    checkpoint(&bench, stamper.pid(), "", "cat >image").must_succeed();
+    stamper.must_be_gone();
+    let script = "mkdir bin
+        printf '#!/bin/sh\n%s \"$@\"\nsleep 50\n' \"$(command -v image-serve)\" >bin/image-serve
+        chmod +x bin/image-serve
+        PATH=$PWD/bin:$PATH
+        exec criu-restore <image";
+    let since = Instant::now();
+    let mut pipeline = Pipeline::start(&bench, "restore", script);
+    pipeline.must_succeed();
+    assert!(since.elapsed() < SOON + Duration::from_secs(1), "took {:?}", since.elapsed());
+    let messages = pipeline.messages();
+    assert!(messages.contains("warning: the pipeline was killed (SIGKILL)"), "{messages}");
+    stamper.must_run();
+    wait_for("no process", || processes(&bench).is_empty().then_some(()));
+}
+
+/// Every second on a terminal, which `script` makes: the bytes, the rate, and what is waited for.
+#[test]
+fn progress_is_shown_on_a_terminal() {
+    let name = "progress_on_a_terminal";
+    let Some(bench) = Bench::set_up(name) else {
+        return;
+    };
+    if Command::new("script").arg("--version").output().is_err() {
+        skip::<()>(name, "there is no script(1)");
+        return;
+    }
+    let mut stamper = Stamper::start(&bench, 64);
+    let must_show = |program: &str, command: &str, waiting: &str| {
+        let pipeline = format!("script -qec \"{program} -- '{command}'\" terminal >/dev/null");
+        Pipeline::start(&bench, "terminal", &pipeline).must_succeed();
+        let shown =
+            fs::read_to_string(bench.scratch().join("terminal")).expect("read the terminal");
+        let line = shown.lines().find(|line| line.contains(waiting)).unwrap_or_default();
+        assert!(line.contains("MB, ") && line.contains("B/s; waiting for"), "{waiting}: {shown}");
+    };
+    let dump = format!("criu-checkpoint -t {} --network-lock skip", stamper.pid());
+    must_show(&dump, "head -c 30000000 >image; sleep 3; cat >>image", "waiting for CRIU's dump");
+    stamper.must_be_gone();
+    must_show("criu-restore", "cat image; sleep 3", "waiting for the image");
+    stamper.must_run();
+    must_show(&format!("{dump} -R"), "cat >image; sleep 3", "waiting for the command");
+    stamper.must_run();
+}
+
 /// Whether `shard-split --filter` is there.
 pub(crate) fn has_filter(bench: &Bench) -> bool {
     Pipeline::start(bench, "help", "shard-split --help | grep -q -e --filter").status() == 0
@@ -374,8 +491,10 @@ fn what_is_not_whole_is_not_restored() {
         ("not there", "no-such-command"),
     ] {
         let script = format!("criu-restore -- '{command}'");
+        let since = Instant::now();
         let mut pipeline = Pipeline::start(&bench, "restore", &script);
         assert_eq!(pipeline.status(), 1, "{case}");
+        assert!(since.elapsed() < SOON, "{case}: took {:?}", since.elapsed());
         let messages = pipeline.messages();
         let last = messages.lines().last().unwrap_or_default();
         assert!(last.ends_with("nothing is restored"), "{case}: {messages}");

@@ -160,3 +160,31 @@ pub fn shard_sets() -> Vec<(String, Vec<Vec<u8>>)> {
     .map(|(case, shards)| (case.into(), shards))
     .into()
 }
+
+/// Does something to a set of shards: loses, repeats, cuts, joins, swaps or changes. What, says
+/// `below`, which gives a number below the one that it is given.
+pub fn mutate(shards: &mut Vec<Vec<u8>>, mut below: impl FnMut(usize) -> usize) {
+    let (one, other) = (below(shards.len()), below(shards.len()));
+    let at = below(shards[one].len() + 1);
+    let to = below(shards[other].len() + 1);
+    match below(10) {
+        0 => shards[one].truncate(at),
+        1 => shards[one] = shards[other].clone(),
+        2 => shards.swap(one, other),
+        3 => drop(shards[one].drain(..at)),
+        4 => shards.push(Vec::new()),
+        5 => {
+            let tail = shards[one].split_off(at);
+            shards[other].extend(tail);
+        }
+        6 => {
+            let head = shards[one][..at].to_vec();
+            let to = to.min(shards[other].len());
+            shards[other].splice(to..to, head);
+        }
+        7 if at < shards[one].len() => shards[one][at] ^= 1 << below(8),
+        8 => shards[one].extend((0..at).map(|_| below(256) as u8)),
+        _ if shards.len() > 1 => drop(shards.remove(one)),
+        _ => {}
+    }
+}

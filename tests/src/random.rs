@@ -1,6 +1,25 @@
 //! Numbers that come again from their seed (splitmix64), so that a failed case
 //! can be repeated from the seed that the test prints.
 
+use std::thread;
+
+/// Runs a case with each of the seeds from 0 to `cases`, or to `CASES` in the environment; or with
+/// that in `SEED` alone. Fails, and names the seed, when a case does.
+pub fn for_each_seed(cases: u64, case: fn(u64)) {
+    let number = |name: &str| std::env::var(name).ok().and_then(|value| value.parse().ok());
+    let seeds = match number("SEED") {
+        Some(seed) => seed..seed + 1,
+        None => 0..number("CASES").unwrap_or(cases),
+    };
+    for seed in seeds {
+        // The name of the thread is what a failure prints first.
+        let thread = thread::Builder::new().name(format!("SEED={seed}"));
+        let thread = thread.spawn(move || case(seed));
+        let passed = thread.expect("a thread").join().is_ok();
+        assert!(passed, "the case SEED={seed} failed: see above");
+    }
+}
+
 /// A seeded sequence of numbers.
 #[derive(Clone, Debug)]
 pub struct Random(u64);

@@ -3,12 +3,15 @@
 //! as it cannot show damage to the files' bytes; the compressor's checksum shows both.
 
 use std::collections::BTreeSet;
+use std::fs;
+use std::process::Command;
 
 use tempfile::tempdir;
 use tests::criu::RestoreClient;
 use tests::filters::{self, files_in};
 use tests::malformed::small_stream;
 use tests::pipeline::Filter;
+use tests::random::Random;
 use tests::stream::{Body, Files, Writer, deal, looks_complete, read_shards, read_stream, records};
 
 /// The bytes of a stream or a shard that belong to markers.
@@ -203,5 +206,39 @@ fn a_flip_in_the_identity_of_a_shard_is_refused_or_harmless() {
                 finished.status.success().then(|| read_stream(&finished.stdout).expect("an image"));
             check(&case, &whole, &fate, accepted);
         }
+    }
+}
+
+/// As the man pages say: the stream cannot show it, the compressors' checksums do.
+#[test]
+fn a_flip_in_a_file_s_bytes_is_refused_by_the_compressor_s_checksum() {
+    let pages = Random::new(5).bytes(300_000);
+    let files = Writer::new().file("pages-1.img", &pages).file("inventory.img", b"everything");
+    let stream = files.image_eof().finish();
+    let dir = tempdir().expect("a directory");
+    fs::write(dir.path().join("image"), &stream).expect("a file");
+    for (tool, pack) in [("zstd", "zstd -q --check"), ("lz4", "lz4 -q")] {
+        if Command::new(tool).arg("--version").output().is_err() {
+            println!("skipped: a flip in a file's bytes: no {tool}");
+            continue;
+        }
+        let pack = format!("{pack} < image > packed");
+        let packing = Command::new("sh").current_dir(&dir).args(["-c", &pack]).status();
+        assert!(packing.expect("a shell").success(), "{tool}");
+        let merge = || {
+            let unpack = format!("{tool} -q -dc packed");
+            let merge = Filter::new("shard-merge").progress_apart().current_dir(dir.path());
+            merge.args(["-n", "1", "--filter", &unpack]).run(&[])
+        };
+        merge().succeeded();
+        let packed = dir.path().join("packed");
+        let mut bytes = fs::read(&packed).expect("a file");
+        // Random bytes are stored as they are.
+        let middle = bytes.len() / 2;
+        bytes[middle] ^= 1;
+        fs::write(&packed, bytes).expect("a file");
+        let merged = merge();
+        assert_eq!(merged.status.code(), Some(1), "{tool}: said {:?}", merged.stderr);
+        assert!(!looks_complete(&merged.stdout), "{tool}: looks complete");
     }
 }

@@ -19,7 +19,7 @@ const SCREEN: (usize, usize) = (50, 80);
 /// Of the short form.
 const SHORT: usize = 30;
 
-/// The commands that are scripts, as far as they are here.
+/// The commands that are scripts.
 const SCRIPTS: [&str; 4] =
     ["criu-image-streamer", "criu-checkpoint", "criu-restore", "criu-migrate"];
 
@@ -43,12 +43,11 @@ fn options_of_help(name: &str) -> BTreeSet<String> {
     options_of_text(&help(name, "--help"))
 }
 
-/// The same of a script in contrib.
-fn options_of_script(name: &str) -> BTreeSet<String> {
+fn help_of_script(name: &str) -> String {
     let script = root().join("contrib").join(name);
     let told = Command::new(script).arg("--help").output().expect("start the script");
     assert!(told.status.success(), "{name} --help: {}", told.status);
-    options_of_text(&String::from_utf8(told.stdout).expect("UTF-8"))
+    String::from_utf8(told.stdout).expect("UTF-8")
 }
 
 fn options_of_text(help: &str) -> BTreeSet<String> {
@@ -86,8 +85,9 @@ fn help_and_man_page_have_the_same_options() {
     for name in FILTERS {
         assert_eq!(options_of_help(name), options_of_page(name), "{name}: --help, and the page");
     }
-    for name in SCRIPTS.into_iter().filter(|name| root().join("contrib").join(name).exists()) {
-        assert_eq!(options_of_script(name), options_of_page(name), "{name}: --help, and the page");
+    for name in SCRIPTS {
+        let options = options_of_text(&help_of_script(name));
+        assert_eq!(options, options_of_page(name), "{name}: --help, and the page");
     }
 }
 
@@ -107,21 +107,26 @@ fn options_stand_in_alphabetical_order_in_the_man_page() {
 #[test]
 fn help_fits_a_screen_and_ends_with_an_example_and_the_manual() {
     for name in FILTERS {
-        for (option, limit) in [("--help", SCREEN.0), ("-h", SHORT)] {
-            let text = help(name, option);
-            let lines = text.lines().count();
-            assert!(lines <= limit, "{name} {option}: {lines} lines");
-            for line in text.lines() {
-                assert!(line.len() <= SCREEN.1, "{name} {option}: too wide: {line}");
-                assert_eq!(line.trim_end(), line, "{name} {option}: ends with a space");
-            }
-            let (_, end) = text.split_once("\nExample").expect("an example");
-            let last = end.lines().last().unwrap_or("");
-            assert!(last.starts_with(&format!("Manual: {name}(1)")), "{name} {option}: {last}");
-        }
         let (short, long) = (help(name, "-h"), help(name, "--help"));
+        must_fit(name, &long, SCREEN.0);
+        must_fit(name, &short, SHORT);
         assert!(short.lines().count() < long.lines().count(), "{name}: -h is no shorter");
     }
+    for name in SCRIPTS {
+        must_fit(name, &help_of_script(name), SHORT);
+    }
+}
+
+fn must_fit(name: &str, help: &str, limit: usize) {
+    let lines = help.lines().count();
+    assert!(lines <= limit, "{name}: {lines} lines:\n{help}");
+    for line in help.lines() {
+        assert!(line.len() <= SCREEN.1, "{name}: too wide: {line}");
+        assert_eq!(line.trim_end(), line, "{name}: ends with a space");
+    }
+    let (_, end) = help.split_once("\nExample").expect("an example");
+    let last = end.lines().last().unwrap_or("");
+    assert!(last.starts_with(&format!("Manual: {name}(1)")), "{name}: {last}");
 }
 
 /// The messages that the page of a filter explains; of a library, those that any page does.
@@ -151,6 +156,17 @@ fn sources() -> Vec<(String, PathBuf)> {
     found
 }
 
+/// What SECURITY.md says of all of them.
+#[test]
+fn each_filter_s_page_tells_its_privileges_and_what_sees_a_wrong_bit() {
+    for name in FILTERS {
+        let page = read(format!("man/{name}.1"));
+        for words in ["needs no capabilities", ".Xr zstd 1\n.Pq Fl \\-check", ".Xr lz4 1"] {
+            assert!(page.contains(words), "{name}(1) does not say {words:?}");
+        }
+    }
+}
+
 #[test]
 fn every_message_is_explained_under_diagnostics() {
     let shared = diagnostics("man/criu-stream-utils.7");
@@ -171,6 +187,49 @@ fn every_message_is_explained_under_diagnostics() {
         }
     }
     assert!(missing.is_empty(), "no page explains:\n{}", missing.join("\n"));
+}
+
+#[test]
+fn every_message_of_a_script_is_explained_under_diagnostics() {
+    let mut missing = Vec::new();
+    for script in SCRIPTS.into_iter().chain(["criu-post-dump"]) {
+        let page = script.replace("post-dump", "checkpoint");
+        let tags = diagnostics(&format!("man/{page}.1"));
+        for message in messages_of_script(&read(format!("contrib/{script}"))) {
+            let pieces = pieces(&message);
+            if !tags.iter().any(|tag| holds_in_order(tag, &pieces)) {
+                missing.push(format!("{script}: {message}"));
+            }
+        }
+    }
+    assert!(missing.is_empty(), "no page explains:\n{}", missing.join("\n"));
+}
+
+/// What a script ends with when it fails, with `{}` for each of its expansions. That of a
+/// signal's name alone is none.
+fn messages_of_script(source: &str) -> Vec<String> {
+    let calls = ["die 1 \"", "fail \""];
+    let found = calls.into_iter().flat_map(|call| source.split(call).skip(1));
+    found.map(without_expansions).filter(|message| message != "SIG{}").collect()
+}
+
+/// The text up to the quote that ends it, and `{}` for `$name`, `${name}` and `$(command)`.
+fn without_expansions(text: &str) -> String {
+    let (mut message, mut rest) = (String::new(), text);
+    while let Some(end) = rest.find(['$', '"']) {
+        message.push_str(&rest[..end]);
+        if rest[end..].starts_with('"') {
+            break;
+        }
+        message.push_str("{}");
+        rest = &rest[end + 1..];
+        rest = match rest.chars().next() {
+            Some('(') => rest.split_once(')').map_or("", |(_, after)| after),
+            Some('{') => rest.split_once('}').map_or("", |(_, after)| after),
+            _ => rest.trim_start_matches(|c: char| c.is_ascii_alphanumeric() || c == '_'),
+        };
+    }
+    message
 }
 
 /// The messages of a page that are explained: the tags of its lists of them.

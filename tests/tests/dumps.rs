@@ -3,13 +3,15 @@
 use std::io::Write;
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
+use std::thread;
+use std::time::Duration;
 
 use nix::sys::signal::Signal;
 use tempfile::{TempDir, tempdir};
 use tests::criu::{DumpClient, pipe, request};
 use tests::filters::{self, Capture};
 use tests::malformed::bad_names;
-use tests::pipeline::Finished;
+use tests::pipeline::{Filter, Finished, collect_from};
 use tests::random::Random;
 use tests::stream::{looks_complete, read_stream};
 
@@ -237,4 +239,29 @@ fn a_dump_into_a_directory_with_a_long_path_works() {
     captured.succeeded();
     assert_eq!(read_stream(&captured.stdout).expect("valid")["inventory.img"], b"all");
     assert!(is_empty(&dir), "the socket is still there");
+}
+
+/// CRIU does not wait for its small files to be read: while the reader of the stream rests they
+/// pile up, and those that can't be received yet wait in the socket.
+#[test]
+fn a_crowd_of_small_files_needs_few_descriptors() {
+    const FILES: usize = 3000;
+    let dir = directory();
+    let (read_end, write_end) = pipe(None).expect("a pipe");
+    let capture = Filter::after("ulimit -n 128", "criu-sock-capture").arg("-D").arg(dir.path());
+    let capture = capture.stdout(write_end).start();
+    capture.wait_for("socket-init");
+    let mut client = DumpClient::connect(dir.path()).expect("the socket is there");
+    let dump = thread::spawn(move || {
+        for index in 0..FILES {
+            client.send(&format!("core-{index}.img"), &[7; 300]).expect("capture reads");
+        }
+        client.send("inventory.img", b"all").expect("capture reads");
+    });
+    thread::sleep(Duration::from_millis(300));
+    let stream = collect_from(read_end);
+    capture.finish().succeeded();
+    dump.join().expect("the dump is done");
+    let files = read_stream(&stream.join().expect("the stream")).expect("a valid stream");
+    assert_eq!(files.len(), FILES + 1);
 }

@@ -3,7 +3,10 @@
 
 use std::fs::File;
 use std::io::{Read, Seek, Write};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
 use std::thread;
+use std::time::Duration;
 
 use tempfile::{TempDir, tempdir, tempfile};
 use tests::criu::{DumpClient, RestoreClient, pipe};
@@ -127,6 +130,29 @@ fn serve_streams_an_external_file_while_the_image_arrives() {
     assert_eq!(client.read("inventory.img").expect("a reply").as_deref(), Some(&b"all"[..]));
     drop(client);
     serve.finish().succeeded();
+}
+
+/// The shell holds the socket open too, and whoever reads the file waits for its end.
+#[test]
+fn the_end_of_an_external_file_shows_on_a_socket_that_others_hold() {
+    let (begun, rest) = halves();
+    let stream = [begun, rest].concat();
+    for name in ["image-extract", "image-serve"] {
+        let dir = directory();
+        let (mut reader, writer) = UnixStream::pair().expect("a socket pair");
+        reader.set_read_timeout(Some(Duration::from_secs(10))).expect("a socket");
+        let held = OwnedFd::from(writer.try_clone().expect("a socket"));
+        let (stdin, feed) = pipe(None).expect("a pipe");
+        let filter = Filter::new(name).arg("-D").arg(dir.path()).args(["-e", "fs.tar:20"]);
+        let running = filter.fd(20, OwnedFd::from(writer)).stdin(stdin).start();
+        let mut received = Vec::new();
+        thread::scope(|scope| {
+            scope.spawn(|| write_until_refused(feed, &stream));
+            reader.read_to_end(&mut received).expect("the end of the file");
+        });
+        assert!(received == content(), "{name}: fs.tar differs");
+        drop((held, running));
+    }
 }
 
 /// An external file that fails is a part of the image that isn't there.

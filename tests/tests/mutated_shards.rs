@@ -3,7 +3,7 @@
 //! refuses them.
 
 use tests::filters;
-use tests::malformed::small_stream;
+use tests::malformed::{mutate, small_stream};
 use tests::random::Random;
 use tests::stream::{deal, looks_complete, read_shards, read_stream};
 
@@ -19,7 +19,7 @@ fn merge_gives_back_the_image_or_refuses_the_set() {
         let count = 1 + random.below(4);
         let mut shards = deal(&stream, count, |_| random.below(count));
         for _ in 0..random.below(3) {
-            mutate(&mut shards, &mut random);
+            mutate(&mut shards, |end| random.below(end));
         }
         let case = format!("seed {seed}");
         let expected = read_shards(&shards);
@@ -36,31 +36,4 @@ fn merge_gives_back_the_image_or_refuses_the_set() {
     }
     println!("{SETS} sets: {accepted} the whole image, {refused} refused");
     assert!(accepted > SETS / 5 && refused > SETS / 5, "{accepted} accepted, {refused} refused");
-}
-
-/// Loses, repeats, cuts, joins, swaps or changes something.
-fn mutate(shards: &mut Vec<Vec<u8>>, random: &mut Random) {
-    let (one, other) = (random.below(shards.len()), random.below(shards.len()));
-    let at = random.below(shards[one].len() + 1);
-    let to = random.below(shards[other].len() + 1);
-    match random.below(10) {
-        0 => shards[one].truncate(at),
-        1 => shards[one] = shards[other].clone(),
-        2 => shards.swap(one, other),
-        3 => drop(shards[one].drain(..at)),
-        4 => shards.push(Vec::new()),
-        5 => {
-            let tail = shards[one].split_off(at);
-            shards[other].extend(tail);
-        }
-        6 => {
-            let head = shards[one][..at].to_vec();
-            let to = to.min(shards[other].len());
-            shards[other].splice(to..to, head);
-        }
-        7 if at < shards[one].len() => shards[one][at] ^= 1 << random.below(8),
-        8 => shards[one].extend(random.clone().bytes(at)),
-        _ if shards.len() > 1 => drop(shards.remove(one)),
-        _ => {}
-    }
 }

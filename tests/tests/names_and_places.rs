@@ -8,7 +8,7 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, symlink};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 use nix::sys::stat::{Mode, SFlag, makedev, mknod};
@@ -17,7 +17,7 @@ use tempfile::{TempDir, tempdir};
 use tests::criu::{DumpClient, RestoreClient, pipe};
 use tests::filters::{self, Capture, files_in};
 use tests::malformed::small_stream;
-use tests::pipeline::Filter;
+use tests::pipeline::{Filter, Running};
 use tests::stream::Writer;
 
 /// A directory with a directory `images` in it.
@@ -245,7 +245,7 @@ fn listening(dir: &Path, name: &str) -> Filter {
 const SOCKETS: [(&str, &str); 2] =
     [("criu-sock-capture", "streamer-capture.sock"), ("image-serve", "streamer-serve.sock")];
 
-fn start(dir: &Path, name: &str) -> tests::pipeline::Running {
+fn start(dir: &Path, name: &str) -> Running {
     let running = match name {
         "image-serve" => filters::start_serve(listening(dir, name), &small_stream()),
         _ => listening(dir, name).start(),
@@ -329,16 +329,53 @@ fn what_is_no_socket_is_not_replaced_by_one() {
     }
 }
 
-/// A privilege that the program has at its start, and that its user's own does not take away.
+/// As soon as they read, and before any byte has come.
 #[test]
 fn filters_that_read_foreign_bytes_can_gain_no_privileges() {
     for (name, _) in SOCKETS {
         let (_parent, dir) = images();
-        let running = start(&dir, name);
-        let status = fs::read_to_string(format!("/proc/{}/status", running.pid()));
-        let status = status.expect("its status");
-        assert!(status.contains("NoNewPrivs:\t1\n"), "{name}: {status}");
+        gains_no_privileges(&start(&dir, name), name);
     }
+    for (name, options) in
+        [("shard-split", None), ("shard-merge", None), ("image-extract", Some("--verify"))]
+    {
+        let (input, _feed) = pipe(None).expect("a pipe");
+        let running = Filter::new(name).args(options).stdin(input);
+        let (_collect, output) = pipe(None).expect("a pipe");
+        gains_no_privileges(&running.stdout(output).start(), name);
+    }
+}
+
+fn gains_no_privileges(running: &Running, name: &str) {
+    let limit = Instant::now() + Duration::from_secs(5);
+    while !may_gain_none(&format!("/proc/{}/status", running.pid())) {
+        assert!(Instant::now() < limit, "{name} can gain privileges");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+fn may_gain_none(status: &str) -> bool {
+    fs::read_to_string(status).expect("its status").contains("NoNewPrivs:\t1\n")
+}
+
+/// The user's commands are not confined: they may be `sudo`.
+#[test]
+fn the_commands_of_filter_keep_their_privileges() {
+    if may_gain_none("/proc/self/status") {
+        return skip("the_commands_of_filter_keep_their_privileges", "they had none before");
+    }
+    let parent = tempdir().expect("a directory");
+    let filter = |name: &str, command: &str| {
+        let filter = Filter::new(name).progress_apart().current_dir(parent.path());
+        filter.args([
+            "-n",
+            "1",
+            "--filter",
+            &format!("grep -q 'NoNewPrivs:.0' /proc/self/status && {command}"),
+        ])
+    };
+    filter("shard-split", "cat > shard").run(&small_stream()).succeeded();
+    filter("shard-merge", "cat shard").run(&[]).succeeded();
 }
 
 /// As SECURITY.md says.

@@ -1,11 +1,14 @@
 //! What a script that starts these filters waits for: the progress lines, at
 //! the right moments, on the right descriptor; and the counters on SIGUSR1.
 
-use std::io::Write;
+use std::fs::File;
+use std::io::{Seek, Write};
+use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::thread::sleep;
 use std::time::Duration;
 
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::signal::Signal;
 use tempfile::{TempDir, tempdir, tempfile};
 use tests::criu::{DumpClient, RestoreClient, pipe};
@@ -237,4 +240,41 @@ fn serve_prints_its_counters_on_sigusr1_and_goes_on() {
     assert_eq!(client.read("inventory.img").expect("a reply").as_deref(), Some(&b"all"[..]));
     drop(client);
     serve.finish().succeeded();
+}
+
+/// ssh, started with the same stderr, makes that non-blocking.
+#[test]
+fn a_line_waits_for_a_slow_reader_of_a_stderr_that_is_not_blocking() {
+    let dir = directory();
+    let (read_end, write_end) = pipe(Some(4096)).expect("a pipe");
+    fcntl(&write_end, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).expect("a pipe");
+    let stderr = write_end.try_clone().expect("a descriptor");
+    let mut full = File::from(write_end);
+    while full.write(&[b'.'; 4096]).is_ok() {}
+    let capture = Filter::new("criu-sock-capture").arg("-D").arg(dir.path());
+    let capture = capture.stdout(tempfile().expect("a file")).stderr_to(stderr).start();
+    sleep(Duration::from_millis(300));
+    drop(full);
+    let said = Lines::of(read_end);
+    said.wait_for("socket-init", |line| line.ends_with("socket-init"));
+    capture.signal(Signal::SIGTERM);
+    assert_eq!(capture.finish().status.signal(), Some(Signal::SIGTERM as i32));
+}
+
+/// So with a list on standard output, which ssh may share as well.
+#[test]
+fn a_list_waits_for_a_slow_reader_of_a_stdout_that_is_not_blocking() {
+    const FILES: usize = 5000;
+    let (read_end, write_end) = pipe(None).expect("a pipe");
+    fcntl(&write_end, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).expect("a pipe");
+    let files = (0..FILES).fold(Writer::new(), |image, n| image.file(&format!("{n}.img"), b""));
+    let mut image = tempfile().expect("a file");
+    image.write_all(&files.image_eof().finish()).expect("room");
+    image.rewind().expect("a file");
+    let list = Filter::new("image-extract").arg("--list").stdin(image).stdout(write_end).start();
+    sleep(Duration::from_millis(300));
+    let listed = collect_from(read_end);
+    list.finish().succeeded();
+    let listed = String::from_utf8(listed.join().expect("the list")).expect("names");
+    assert_eq!(listed.lines().count(), FILES);
 }

@@ -1,11 +1,11 @@
 //! The recipes of the man pages with the real tools: `aws` and an S3 server on
-//! loopback (`moto`), and `openssl enc`. A tool that cannot be had skips its test, by
-//! name.
+//! loopback, and `openssl enc`. A tool that cannot be had skips its test, by name.
 
-use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use tempfile::tempdir;
 use tests::pipeline::Filter;
 use tests::random::Random;
@@ -18,64 +18,30 @@ fn image() -> Vec<u8> {
     pages.file("inventory.img", b"all").image_eof().finish()
 }
 
-fn runs(program: &Path) -> bool {
-    let mut command = Command::new(program);
-    // `aws --help` wants a pager.
-    let option = if program.ends_with("aws") { "--version" } else { "--help" };
-    let command = command.arg(option).stdout(Stdio::null()).stderr(Stdio::null());
-    command.status().is_ok_and(|status| status.success())
-}
-
-/// Where the program is: on the path, or in a virtual environment under `target`, made now.
-fn python_tool(name: &str) -> Option<PathBuf> {
-    if runs(Path::new(name)) {
-        return Some(name.into());
-    }
-    let test = std::env::current_exe().ok()?;
-    let venv = test.ancestors().nth(3)?.join("s3-tools");
-    let tool = venv.join("bin").join(name);
-    if !tool.exists() {
-        let quietly = |command: &mut Command| {
-            let command = command.stdout(Stdio::null()).stderr(Stdio::null());
-            command.status().is_ok_and(|status| status.success()).then_some(())
-        };
-        quietly(Command::new("python3").args(["-m", "venv"]).arg(&venv))?;
-        let mut pip = Command::new(venv.join("bin/pip"));
-        quietly(pip.args(["install", "--quiet", "moto[server]", "awscli"]))?;
-    }
-    runs(&tool).then_some(tool)
-}
-
 /// An S3 server that ends with the test.
 struct Server {
-    process: Child,
-    address: String,
+    process: Pid,
+    /// Has an `aws` that finds it.
+    bin: PathBuf,
 }
 
 impl Server {
-    fn start(moto: &Path) -> Option<Server> {
-        let mut command = Command::new(moto);
-        command.args(["-H", "127.0.0.1", "-p", "0"]).stdout(Stdio::null()).stderr(Stdio::piped());
-        let mut process = command.spawn().ok()?;
-        let lines = BufReader::new(process.stderr.take()?).lines();
-        let mut address = None;
-        let mut rest = lines.map_while(Result::ok);
-        for line in rest.by_ref() {
-            if let Some((_, found)) = line.split_once("Running on ") {
-                address = Some(found.trim().to_owned());
-                break;
-            }
+    /// Or why there is none.
+    fn start(dir: &Path) -> Result<Server, String> {
+        let loopback = Path::new(env!("CARGO_MANIFEST_DIR")).join("loopback");
+        let started = Command::new(loopback).arg("s3").arg(dir).output();
+        let started = started.map_err(|error| error.to_string())?;
+        if !started.status.success() {
+            return Err(String::from_utf8_lossy(&started.stderr).trim().to_owned());
         }
-        // What it says of each request must go somewhere.
-        std::thread::spawn(move || rest.for_each(drop));
-        Some(Server { process, address: address? })
+        let process = String::from_utf8_lossy(&started.stdout).trim().parse().expect("a number");
+        Ok(Server { process: Pid::from_raw(process), bin: dir.join("bin") })
     }
 }
 
 impl Drop for Server {
     fn drop(&mut self) {
-        let _ = self.process.kill();
-        let _ = self.process.wait();
+        let _ = kill(self.process, Signal::SIGKILL);
     }
 }
 
@@ -96,19 +62,17 @@ fn goes_through(up: &str, down: &str, with: impl Fn(Filter) -> Filter) {
 
 #[test]
 fn shards_go_to_s3_and_come_back() {
-    let skipped = |why: &str| println!("skipped: shards_go_to_s3_and_come_back: {why}");
-    let Some(aws) = python_tool("aws") else { return skipped("no aws") };
-    let Some(moto) = python_tool("moto_server") else { return skipped("no moto_server") };
-    let Some(server) = Server::start(&moto) else { return skipped("moto_server does not start") };
-    let with = |filter: Filter| {
-        let filter = filter.env("AWS_ACCESS_KEY_ID", "test").env("AWS_SECRET_ACCESS_KEY", "test");
-        let filter = filter.env("AWS_DEFAULT_REGION", "us-east-1").env("NO_PROXY", "127.0.0.1");
-        filter.env("AWS_ENDPOINT_URL", &server.address).env("AWS", &aws)
+    let dir = tempdir().expect("a directory");
+    let server = match Server::start(dir.path()) {
+        Ok(server) => server,
+        Err(why) => return println!("skipped: shards_go_to_s3_and_come_back: {why}"),
     };
-    let bucket = "test $SHARD = 0 && $AWS s3 mb s3://images >&2; until $AWS s3 ls s3://images > /dev/null 2>&1; \
+    let path = format!("{}:{}", server.bin.display(), std::env::var("PATH").unwrap_or_default());
+    let with = |filter: Filter| filter.env("PATH", &path);
+    let bucket = "test $SHARD = 0 && aws s3 mb s3://images >&2; until aws s3 ls s3://images > /dev/null 2>&1; \
                   do sleep 0.2; done; ";
-    let up = "zstd -q -1 | $AWS s3 cp - \"s3://images/img-$SHARD.zst\"";
-    let down = "$AWS s3 cp \"s3://images/img-$SHARD.zst\" - | zstd -q -d";
+    let up = "zstd -q -1 | aws s3 cp - \"s3://images/img-$SHARD.zst\"";
+    let down = "aws s3 cp \"s3://images/img-$SHARD.zst\" - | zstd -q -d";
     goes_through(&format!("{bucket}{up}"), down, with);
 }
 

@@ -17,7 +17,7 @@ use tempfile::tempdir;
 use tests::criu::{DumpClient, RestoreClient, pipe};
 use tests::filters::{self, Capture, assert_same_files, files_in};
 use tests::pipeline::{Running, collect_from};
-use tests::random::Random;
+use tests::random::{Random, for_each_seed};
 use tests::stream::{Files, read_shards, read_stream};
 
 const CASES: u64 = 30;
@@ -29,17 +29,7 @@ const TIME_LIMIT: Duration = Duration::from_secs(60);
 
 #[test]
 fn any_tree_of_files_comes_back_identical() {
-    let number = |name: &str| std::env::var(name).ok().and_then(|value| value.parse().ok());
-    let seeds = match number("SEED") {
-        Some(seed) => seed..seed + 1,
-        None => 0..number("CASES").unwrap_or(CASES),
-    };
-    for seed in seeds {
-        // The name of the thread is what a failure prints first.
-        let case = thread::Builder::new().name(format!("SEED={seed}"));
-        let case = case.spawn(move || comes_back_identical(seed)).expect("a thread");
-        assert!(case.join().is_ok(), "the case SEED={seed} failed: see above");
-    }
+    for_each_seed(CASES, comes_back_identical);
 }
 
 fn comes_back_identical(seed: u64) {

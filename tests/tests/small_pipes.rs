@@ -12,7 +12,7 @@ use nix::fcntl::{FcntlArg, fcntl};
 use tests::criu::pipe;
 use tests::filters::{merge_from, split_to};
 use tests::pipeline::{Filter, collect_from, write_until_refused};
-use tests::random::Random;
+use tests::random::{Random, for_each_seed};
 use tests::stream::{Files, Writer, read_stream};
 
 const CASES: u64 = 1000;
@@ -73,23 +73,14 @@ fn any_image_goes_from_shard_to_shard_through_pipes_of_any_size() {
         return println!("skipped: any_image_goes_from_shard_to_shard: pipes grow without limit");
     }
     let _hog = hog();
-    let number = |name: &str| std::env::var(name).ok().and_then(|value| value.parse().ok());
-    let seeds = match number("SEED") {
-        Some(seed) => seed..seed + 1,
-        None => 0..number("CASES").unwrap_or(CASES),
-    };
-    for seed in seeds {
-        let case = thread::Builder::new().name(format!("SEED={seed}"));
-        let case = case.spawn(move || {
-            let mut random = Random::new(seed);
-            let (stream, files) = random_stream(&mut random);
-            let any = |random: &mut Random| 4096 << random.below(6);
-            let capacities: Vec<_> = (0..1 + random.below(16)).map(|_| any(&mut random)).collect();
-            let joined = join(&stream, &capacities, any(&mut random));
-            assert!(read_stream(&joined).expect("a whole stream") == files, "other files");
-        });
-        assert!(case.expect("a thread").join().is_ok(), "the case SEED={seed} failed: see above");
-    }
+    for_each_seed(CASES, |seed| {
+        let mut random = Random::new(seed);
+        let (stream, files) = random_stream(&mut random);
+        let any = |random: &mut Random| 4096 << random.below(6);
+        let capacities: Vec<_> = (0..1 + random.below(16)).map(|_| any(&mut random)).collect();
+        let joined = join(&stream, &capacities, any(&mut random));
+        assert!(read_stream(&joined).expect("a whole stream") == files, "other files");
+    });
 }
 
 #[test]

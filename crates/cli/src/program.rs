@@ -3,6 +3,7 @@
 use crate::{Counters, UsageError, signals};
 use clap::error::ErrorKind;
 use clap::{Arg, ArgAction, Command, Parser};
+use pipe_io::Patient;
 use std::fmt;
 use std::io::{self, Write};
 use std::process::ExitCode;
@@ -99,7 +100,7 @@ fn command<A: Parser>() -> Command {
 fn not_run(name: &str, error: &clap::Error) -> ExitCode {
     match error.kind() {
         ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => {
-            match io::stdout().write_all(compact(&error.render().to_string()).as_bytes()) {
+            match Patient(io::stdout()).write_all(compact(&error.render().to_string()).as_bytes()) {
                 Ok(()) => ExitCode::SUCCESS,
                 Err(_) => ExitCode::from(1),
             }
@@ -129,5 +130,10 @@ fn one_line(error: &clap::Error) -> String {
 
 /// One write a message, so that messages of two programs never mix.
 fn complain(name: &str, message: impl fmt::Display) {
-    let _ = io::stderr().write_all(format!("{name}: {message}\n").as_bytes());
+    say(&format!("{name}: {message}\n"));
+}
+
+/// Writes a message or a line to stderr. That nobody reads it is no error.
+pub(crate) fn say(text: &str) {
+    let _ = Patient(io::stderr()).write_all(text.as_bytes());
 }

@@ -1,10 +1,10 @@
 //! The lines that tell a supervising program how far things are.
 
 use crate::descriptors::STDERR;
-use crate::{Counters, Descriptors, Place, UsageError};
+use crate::{Counters, Descriptors, Place, UsageError, program};
 use pipe_io::Endpoint;
 use pipe_io::inherit::Direction;
-use std::io::{self, Write};
+use std::io::Write;
 use std::os::fd::RawFd;
 
 /// Where progress lines go. A reader that went away is no error.
@@ -49,9 +49,9 @@ impl Progress {
     fn line(&mut self, text: &str) {
         // One write a line, so that lines of two programs never mix.
         let line = format!("{text}\n");
-        let _ = match &mut self.0 {
-            Sink::Stderr => io::stderr().write_all(line.as_bytes()),
-            Sink::Endpoint(endpoint) => endpoint.write_all(line.as_bytes()),
-        };
+        match &mut self.0 {
+            Sink::Stderr => program::say(&line),
+            Sink::Endpoint(endpoint) => _ = endpoint.write_all(line.as_bytes()),
+        }
     }
 }

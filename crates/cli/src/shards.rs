@@ -1,12 +1,13 @@
 //! What the shards of a command line are: descriptors, files, or what commands read and write.
 
 use crate::operands::{self, OutputFile};
-use crate::{Failure, Fd, Place, UsageError};
+use crate::{Counters, Failure, Fd, Place, Program, UsageError};
 use pipe_io::Endpoint;
 use std::io;
 use std::num::NonZeroU16;
 use std::os::fd::RawFd;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::thread;
 
 /// The shards that a command line asks for.
@@ -85,6 +86,18 @@ impl ShardPlan {
             ShardPlan::Named { fds, .. } => fds,
             ShardPlan::Filter { .. } => &[],
         }
+    }
+
+    /// Starts answering signals, with counters for these shards, and confines the program unless it
+    /// is to start commands. Call before anything is made that a signal should remove.
+    pub fn begin(&self, name: &'static str, verbose: bool) -> io::Result<(Program, Arc<Counters>)> {
+        let (program, counters) =
+            (Program::new(name, verbose), Arc::new(Counters::with_blocked(self.count())));
+        program.attend_signals(&counters)?;
+        if !matches!(self, ShardPlan::Filter { .. }) {
+            program.confine();
+        }
+        Ok((program, counters))
     }
 
     /// Opens the operands for writing. Files get a temporary name; a FIFO waits for its reader.

@@ -1,7 +1,7 @@
 //! Reading an image stream, and refusing one that is not whole.
 
 use crate::{Place, reason};
-use pipe_io::{Endpoint, Kind, MoveError, Mover, splice};
+use pipe_io::{Endpoint, Intake, Kind, MoveError, Mover, splice};
 use std::fmt;
 use std::io::{self, ErrorKind, Read};
 use wire_format::{Body, Grammar, GrammarError, Marker, ReadError, StreamReader};
@@ -10,7 +10,7 @@ use wire_format::{Body, Grammar, GrammarError, Marker, ReadError, StreamReader};
 #[derive(Debug)]
 pub struct StreamInput {
     place: Place,
-    reader: StreamReader<Endpoint>,
+    reader: StreamReader<Intake>,
     grammar: Grammar,
     mover: Mover,
 }
@@ -29,9 +29,19 @@ pub enum InputError {
 impl StreamInput {
     /// The stream that comes from `endpoint`.
     pub fn new(place: Place, endpoint: Endpoint) -> StreamInput {
+        StreamInput::of(place, Intake::direct(endpoint))
+    }
+
+    /// The stream that comes from `endpoint`, where a program may write that copies. Bytes may be
+    /// read ahead.
+    pub fn staged(place: Place, endpoint: Endpoint) -> StreamInput {
+        StreamInput::of(place, Intake::staged(endpoint))
+    }
+
+    fn of(place: Place, intake: Intake) -> StreamInput {
         StreamInput {
             place,
-            reader: StreamReader::new(endpoint),
+            reader: StreamReader::new(intake),
             grammar: Grammar::default(),
             mover: Mover::default(),
         }
@@ -52,12 +62,10 @@ impl StreamInput {
 
     /// Moves up to `length` bytes of payload to `to`, and returns how many.
     pub fn move_payload(&mut self, to: &Endpoint, length: u64) -> Result<u64, PayloadError> {
-        match self.mover.some(self.reader.get_ref(), to, length) {
+        let length = self.await_payload(length)?;
+        match self.mover.some(self.reader.get_ref().outlet(), to, length) {
             Ok(0) => Err(PayloadError::Input(self.truncated())),
-            Ok(moved) => {
-                self.reader.advance(moved as u64);
-                Ok(moved as u64)
-            }
+            Ok(moved) => Ok(self.took(moved)),
             Err(MoveError::Output(error)) => Err(PayloadError::Output(error)),
             Err(MoveError::Input(error)) => Err(PayloadError::Input(self.failed(error))),
         }
@@ -70,13 +78,11 @@ impl StreamInput {
         to: &Endpoint,
         length: u64,
     ) -> Result<Option<u64>, PayloadError> {
+        let length = self.await_payload(length)?;
         let length = usize::try_from(length).unwrap_or(usize::MAX);
-        match splice::splice_now(self.reader.get_ref(), to, length) {
+        match splice::splice_now(self.reader.get_ref().outlet(), to, length) {
             Ok(0) => Err(PayloadError::Input(self.truncated())),
-            Ok(moved) => {
-                self.reader.advance(moved as u64);
-                Ok(Some(moved as u64))
-            }
+            Ok(moved) => Ok(Some(self.took(moved))),
             Err(error) if error.kind() == ErrorKind::WouldBlock => Ok(None),
             Err(error)
                 if error.kind() == ErrorKind::BrokenPipe
@@ -129,7 +135,22 @@ impl StreamInput {
 
     /// What the stream comes from.
     pub fn endpoint(&self) -> &Endpoint {
-        self.reader.get_ref()
+        self.reader.get_ref().source()
+    }
+
+    /// How much of the next `length` bytes of payload can be taken at once, when some can.
+    fn await_payload(&mut self, length: u64) -> Result<u64, PayloadError> {
+        match self.reader.get_mut().await_some(length) {
+            Ok(0) => Err(PayloadError::Input(self.truncated())),
+            Ok(length) => Ok(length),
+            Err(error) => Err(PayloadError::Input(self.failed(error))),
+        }
+    }
+
+    fn took(&mut self, bytes: usize) -> u64 {
+        self.reader.get_mut().took(bytes);
+        self.reader.advance(bytes as u64);
+        bytes as u64
     }
 
     fn expect_end(&mut self) -> Result<(), InputError> {

@@ -1,13 +1,13 @@
 //! Writing an image stream.
 
 use crate::{Counters, Place, reason};
-use nix::sys::socket::{Shutdown, shutdown};
 use pipe_io::poll::{self, PollFd, PollFlags};
 use pipe_io::{Endpoint, Kind, MoveError, Mover, splice};
 use std::fmt;
 use std::io::{self, ErrorKind};
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::AsFd;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 use wire_format::{Body, FileName, ImageId, StreamWriter};
 
 /// An image stream on its way to stdout.
@@ -20,6 +20,8 @@ pub struct StreamOutput {
     mover: Mover,
     counters: Arc<Counters>,
     counted: u64,
+    /// How long sources have had nothing.
+    starved: Duration,
 }
 
 /// The stream cannot be written.
@@ -43,6 +45,7 @@ impl StreamOutput {
             mover: Mover::default(),
             counters,
             counted: 0,
+            starved: Duration::ZERO,
         }
     }
 
@@ -97,6 +100,11 @@ impl StreamOutput {
         }
     }
 
+    /// How long payload was waited for since this was asked last.
+    pub fn take_starved(&mut self) -> Duration {
+        std::mem::take(&mut self.starved)
+    }
+
     /// Moves some bytes. While the source has none, it is noticed if the stream's reader goes.
     fn move_some(&mut self, from: &Endpoint, length: u64) -> Result<usize, MoveError> {
         let to = self.writer.get_ref();
@@ -111,8 +119,10 @@ impl StreamOutput {
                 PollFd::new(from.as_fd(), PollFlags::POLLIN),
                 PollFd::new(to.as_fd(), PollFlags::empty()),
             ];
+            let start = Instant::now();
             poll::wait(&mut fds).map_err(MoveError::Input)?;
             let [_, output] = fds;
+            self.starved += start.elapsed();
             if output.revents().is_some_and(|events| events.intersects(poll::READER_GONE)) {
                 return Err(MoveError::Output(ErrorKind::BrokenPipe.into()));
             }
@@ -137,12 +147,7 @@ impl StreamOutput {
         self.flush()?;
         self.count(0);
         self.counters.end(0);
-        let endpoint = self.writer.into_inner();
-        if endpoint.kind() == Kind::Socket {
-            // Others may hold it open, and its reader waits for the end.
-            let _ = shutdown(endpoint.as_fd().as_raw_fd(), Shutdown::Write);
-        }
-        endpoint.close().map_err(OutputError)
+        self.writer.into_inner().close().map_err(OutputError)
     }
 
     /// What the stream is written to.

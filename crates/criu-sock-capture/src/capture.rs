@@ -11,6 +11,7 @@ use cli::{
 use criu_protocol::{Direction, Listener, ProtocolError};
 use pipe_io::inherit;
 use pipe_io::poll::{self, PollFd, PollFlags};
+use std::collections::HashSet;
 use std::io;
 use std::os::fd::AsFd;
 use std::sync::Arc;
@@ -48,6 +49,7 @@ pub(crate) fn run(args: Args) -> Result<(), Failure<Error>> {
             listener,
             dump: None,
             external: inflows.iter().map(|inflow| inflow.name.clone()).collect(),
+            open: inflows.iter().map(|inflow| inflow.name.clone()).collect(),
             end_at_inventory: args.end_at_inventory,
             inflows,
             successors: Vec::new(),
@@ -68,6 +70,12 @@ const NAP_BELOW: u64 = 64 << 10;
 /// Most of what small files cost is waking up for each.
 const NAP: Duration = Duration::from_micros(50);
 
+/// How much of CRIU's news is heard before what has come is moved on. CRIU does not wait until its
+/// small files are read, so all those that its socket holds would be open here at once: some 280
+/// with the default `net.core.wmem_default`, and more than there are descriptors where that is
+/// tuned. Throughput is the same with 64, 128 and without a limit; with 16 it is a fifth less.
+const NEWS_AT_ONCE: usize = 64;
+
 /// A capture that goes on.
 struct Capture {
     /// Goes before the listener does: another capture could take the place of a socket that
@@ -82,6 +90,8 @@ struct Capture {
     external: Vec<FileName>,
     /// The files that are open now. No two have the same name.
     inflows: Vec<Inflow>,
+    /// Their names: there may be thousands of files.
+    open: HashSet<FileName>,
     /// Files that CRIU has opened again, before the end of the earlier ones was seen.
     successors: Vec<Inflow>,
     output: StreamOutput,
@@ -164,7 +174,8 @@ impl Capture {
             }
             return Ok(());
         };
-        while let Some(news) = dump.news()? {
+        for _ in 0..NEWS_AT_ONCE {
+            let Some(news) = dump.news()? else { break };
             match news {
                 News::Frozen => self.progress.checkpoint_start(),
                 News::File(name, pipe) => {
@@ -172,10 +183,9 @@ impl Capture {
                         return Err(Error::NameClash(name));
                     }
                     let inflow = Inflow::criu(name, pipe)?;
-                    match self.inflows.iter().find(|open| open.name == inflow.name) {
-                        None => self.inflows.push(inflow),
-                        Some(open) if open.is_criu() => self.successors.push(inflow),
-                        Some(_) => return Err(Error::NameClash(inflow.name)),
+                    match self.open.insert(inflow.name.clone()) {
+                        true => self.inflows.push(inflow),
+                        false => self.successors.push(inflow),
                     }
                 }
             }
@@ -211,8 +221,9 @@ impl Capture {
         }
         for index in ended.into_iter().rev() {
             let ended = self.inflows.remove(index);
-            if let Some(next) = self.successors.iter().position(|next| next.name == ended.name) {
-                self.inflows.push(self.successors.remove(next));
+            match self.successors.iter().position(|next| next.name == ended.name) {
+                Some(next) => self.inflows.push(self.successors.remove(next)),
+                None => _ = self.open.remove(&ended.name),
             }
         }
         Ok(moved)

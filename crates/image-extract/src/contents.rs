@@ -5,8 +5,8 @@ use crate::extract::nowhere;
 use crate::walk::{Visitor, walk};
 use crate::{Args, NAME};
 use cli::{Counters, Descriptors, Failure, Place, Program, StreamInput, UsageError};
-use pipe_io::Endpoint;
 use pipe_io::inherit::{self, Direction, Refusal};
+use pipe_io::{Endpoint, Patient};
 use serde::Serialize;
 use std::collections::HashMap;
 use std::io::{self, Write};
@@ -20,7 +20,8 @@ pub(crate) fn list(args: &Args) -> Result<(), Failure<Error>> {
     }
     let contents = read(args)?;
     let text = if args.json { contents.json() } else { contents.lines() };
-    io::stdout().write_all(text.as_bytes()).map_err(|error| Failure::Failed(Error::Stdout(error)))
+    let written = Patient(io::stdout()).write_all(text.as_bytes());
+    written.map_err(|error| Failure::Failed(Error::Stdout(error)))
 }
 
 /// `image-extract --verify`

@@ -2,19 +2,24 @@
 
 use crate::error::Error;
 use crate::store::{self, Piece, Pieces};
-use pipe_io::{Endpoint, Kind, splice};
+use pipe_io::{Endpoint, Kind, pipe, splice};
 use std::io::{self, ErrorKind};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::Duration;
 use wire_format::FileName;
 
 /// A file that is being sent.
 #[derive(Debug)]
 pub(crate) struct Outflow {
+    /// The number of the client that has opened it.
+    pub(crate) client: usize,
     name: FileName,
     pieces: Pieces,
     /// How much of the first piece was sent.
     sent: usize,
     pipe: Endpoint,
+    /// How long the pipe is left to its reader before it is filled again.
+    pub(crate) rest: Duration,
 }
 
 /// How many pieces, or parts of them, one file may send before the others have their turn: a
@@ -24,13 +29,19 @@ const TURNS: usize = 16;
 impl Outflow {
     /// Sends a file through the pipe that CRIU has sent for it. The pipe is ours alone, as CRIU
     /// closes its own descriptor of this end.
-    pub(crate) fn new(name: FileName, pieces: Pieces, pipe: OwnedFd) -> Result<Outflow, Error> {
+    pub(crate) fn new(
+        client: usize,
+        name: FileName,
+        pieces: Pieces,
+        pipe: OwnedFd,
+    ) -> Result<Outflow, Error> {
         match Endpoint::new(pipe) {
             Ok(pipe) if pipe.kind() == Kind::Pipe && pipe.set_nonblocking().is_ok() => {
                 if pieces.iter().any(|piece| !matches!(piece, Piece::Kept(_))) {
                     pipe.grow();
                 }
-                Ok(Outflow { name, pieces, sent: 0, pipe })
+                let rest = pipe::rest(pipe::capacity(&pipe).unwrap_or(0));
+                Ok(Outflow { client, name, pieces, sent: 0, pipe, rest })
             }
             _ => Err(Error::NotAPipe(name)),
         }
@@ -51,7 +62,14 @@ impl Outflow {
             }
             match send(piece, self.sent, &self.pipe, image) {
                 Ok(0) => return Err(self.failed(ErrorKind::UnexpectedEof.into())),
-                Ok(moved) => self.sent += moved,
+                Ok(moved) => {
+                    self.sent += moved;
+                    // The pipe is full. Another attempt would find out no more, and would have to
+                    // wait for a reader that holds the pipe's mutex as long as it copies.
+                    if (self.sent as u64) < length(piece) {
+                        return Ok(false);
+                    }
+                }
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(false),
                 // CRIU has read what it wanted.
                 Err(error) if error.kind() == ErrorKind::BrokenPipe => return Ok(true),

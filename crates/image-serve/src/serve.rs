@@ -37,7 +37,7 @@ pub(crate) fn run(args: Args) -> Result<(), Failure<Error>> {
             .into_iter()
             .map(|(name, place, endpoint)| (name, (place, Some(endpoint))))
             .collect();
-        let input = StreamInput::new(Place::Stdin, stdin);
+        let input = StreamInput::staged(Place::Stdin, stdin);
         let moves = args.tcp_listen_remap;
         let keep = (!moves.is_empty()).then_some(FILES);
         let pipes = Pipes::new(args.store);

@@ -4,11 +4,11 @@ use crate::inherit::{self, Direction, Refusal};
 use crate::{pipe, poll};
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
-use nix::sys::socket::{SockType, getsockopt, sockopt};
+use nix::sys::socket::{Shutdown, SockType, getsockopt, shutdown, sockopt};
 use nix::sys::stat::{SFlag, fstat};
 use nix::unistd::{Whence, lseek};
 use std::io::{self, ErrorKind, IsTerminal, Read, Write};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
 /// The kinds of descriptor that carry a stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -91,9 +91,14 @@ impl Endpoint {
         }
     }
 
-    /// Closes the descriptor and says what the kernel has kept for the last moment: on some file
-    /// systems that is when a full disk shows.
+    /// Ends what was written: closes the descriptor, and says what the kernel has kept for the
+    /// last moment: on some file systems that is when a full disk shows. A socket is shut down for
+    /// writing first: others may hold it open, and its reader waits for the end.
     pub fn close(self) -> io::Result<()> {
+        if self.kind == Kind::Socket {
+            // A peer that has gone with all it wanted is no error here.
+            let _ = shutdown(self.fd.as_raw_fd(), Shutdown::Write);
+        }
         nix::unistd::close(self.fd).map_err(io::Error::from)
     }
 }
@@ -139,6 +144,30 @@ impl Read for &Endpoint {
     }
 }
 
+/// A descriptor that is written as an [`Endpoint`] is: a slow reader is waited for also where
+/// another program that shares the descriptor has made it non-blocking, as ssh does with its
+/// standard error. Nothing is buffered.
+#[derive(Debug)]
+pub struct Patient<F>(pub F);
+
+impl<F: AsFd> Write for Patient<F> {
+    fn write(&mut self, buffer: &[u8]) -> io::Result<usize> {
+        loop {
+            match nix::unistd::write(&self.0, buffer).map_err(io::Error::from) {
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                    poll::wait_writable(&self.0)?;
+                }
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                result => return result,
+            }
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
 impl Write for Endpoint {
     fn write(&mut self, buffer: &[u8]) -> io::Result<usize> {
         Write::write(&mut &*self, buffer)
@@ -151,15 +180,7 @@ impl Write for Endpoint {
 
 impl Write for &Endpoint {
     fn write(&mut self, buffer: &[u8]) -> io::Result<usize> {
-        loop {
-            match nix::unistd::write(&self.fd, buffer).map_err(io::Error::from) {
-                Err(error) if error.kind() == ErrorKind::WouldBlock => {
-                    poll::wait_writable(&self.fd)?;
-                }
-                Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                result => return result,
-            }
-        }
+        Patient(&self.fd).write(buffer)
     }
 
     fn flush(&mut self) -> io::Result<()> {

@@ -19,6 +19,7 @@
 
 mod endpoint;
 pub mod inherit;
+mod intake;
 mod mover;
 pub mod pipe;
 pub mod poll;
@@ -29,7 +30,8 @@ mod relay;
 pub mod socket;
 pub mod splice;
 
-pub use endpoint::{Endpoint, Kind};
+pub use endpoint::{Endpoint, Kind, Patient};
+pub use intake::Intake;
 pub use mover::{MoveError, Mover};
 pub use reason::reason;
 pub use region::Region;

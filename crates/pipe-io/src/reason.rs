@@ -3,11 +3,30 @@
 use nix::errno::Errno;
 use std::io;
 
-/// What the system says of an error, without the number.
+/// What the system says of an error, in the C library's words and without the number.
 pub fn reason(error: &io::Error) -> String {
-    match error.raw_os_error() {
-        Some(number) => Errno::from_raw(number).desc().to_owned(),
-        None if error.kind() == io::ErrorKind::BrokenPipe => Errno::EPIPE.desc().to_owned(),
-        None => error.to_string(),
+    let number = match (error.raw_os_error(), error.kind()) {
+        (Some(number), _) => number,
+        (None, io::ErrorKind::BrokenPipe) => Errno::EPIPE as i32,
+        (None, _) => return error.to_string(),
+    };
+    let said = io::Error::from_raw_os_error(number).to_string();
+    match said.strip_suffix(&format!(" (os error {number})")) {
+        Some(words) => words.to_owned(),
+        None => said,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_words_are_the_system_s() {
+        let reason = |errno: Errno| super::reason(&errno.into());
+        assert_eq!(reason(Errno::ENOSPC), "No space left on device");
+        assert_eq!(reason(Errno::EBADF), "Bad file descriptor");
+        assert_eq!(super::reason(&io::ErrorKind::BrokenPipe.into()), "Broken pipe");
+        assert_eq!(super::reason(&io::Error::other("its own words")), "its own words");
     }
 }

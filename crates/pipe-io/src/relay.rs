@@ -1,10 +1,8 @@
 //! Writing through a pipe to what cannot be written without waiting.
 
 use crate::pipe::Pipe;
-use crate::{Endpoint, Kind, MoveError, Mover};
-use nix::sys::socket::{Shutdown, shutdown};
+use crate::{Endpoint, MoveError, Mover};
 use std::io;
-use std::os::fd::AsRawFd;
 use std::thread;
 
 /// How much is on its way between the pipe and what it leads to, in bytes: more than a wake-up
@@ -23,9 +21,8 @@ const STACK: usize = 128 << 10;
 /// open file and so to others too; and no flag keeps a file on a slow disk from waiting. The
 /// price is two more splices of the same pages (DESIGN.md section 6).
 ///
-/// When the pipe is closed and `to` has all of it, `done` is told, and `to` is closed; a socket
-/// is shut down for writing first, because others may hold it open. When `to` fails, `done` is
-/// told first, and then the pipe breaks.
+/// When the pipe is closed and `to` has all of it, `done` is told, and `to` is closed. When `to`
+/// fails, `done` is told first, and then the pipe breaks.
 pub fn relay(
     to: Endpoint,
     done: impl FnOnce(io::Result<()>) + Send + 'static,
@@ -45,10 +42,6 @@ pub fn relay(
 fn move_all(from: &Endpoint, to: Endpoint) -> io::Result<()> {
     let mut mover = Mover::default();
     while mover.staged(from, &to, PIECE).map_err(MoveError::into_inner)? > 0 {}
-    if to.kind() == Kind::Socket {
-        // A peer that has gone with all it wanted is no error here.
-        let _ = shutdown(std::os::fd::AsFd::as_fd(&to).as_raw_fd(), Shutdown::Write);
-    }
     to.close()
 }
 

@@ -15,7 +15,7 @@ pub(crate) struct Claim {
 
 /// Why shards do not belong together.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum ClaimError {
+pub enum ClaimError {
     /// The first belongs to another image than most of the shards, or than the second.
     OtherImage(Place, Option<Place>),
     /// It says nothing of itself, and the others do.

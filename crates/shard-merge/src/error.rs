@@ -8,7 +8,7 @@ use wire_format::{GrammarError, ReadError};
 
 /// Why the shards cannot be put together.
 #[derive(Debug)]
-pub(crate) enum Error {
+pub enum Error {
     /// A shard cannot be read.
     Read(Place, ReadError),
     /// At this byte of the shard stands a marker that may not stand there.
@@ -27,7 +27,7 @@ pub(crate) enum Error {
 
 impl Error {
     /// A shard that the system does not let us open.
-    pub(crate) fn open(place: Place, error: io::Error) -> Error {
+    pub fn open(place: Place, error: io::Error) -> Error {
         Error::Read(place, ReadError::Io(error))
     }
 }

@@ -1,9 +1,6 @@
 //! `shard-merge` puts shards back into one image stream, in order.
 
-mod claims;
-mod error;
-mod merge;
-mod shard;
+mod run;
 
 use clap::Parser;
 use cli::{CommonArgs, Fd};
@@ -60,5 +57,5 @@ struct Args {
 }
 
 fn main() -> ExitCode {
-    cli::main(NAME, |args: Args| merge::run(args))
+    cli::main(NAME, |args: Args| run::run(args))
 }

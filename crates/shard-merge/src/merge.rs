@@ -3,63 +3,16 @@
 use crate::claims::{self, ClaimError, Set};
 use crate::error::Error;
 use crate::shard::Shard;
-use crate::{Args, NAME};
-use cli::{
-    Commands, Counters, Descriptors, Failure, OutputError, Place, Program, Progress, ShardEnd,
-    ShardPlan, SourceError, StreamOutput,
-};
-use pipe_io::inherit::Direction;
+use cli::{Counters, OutputError, Place, Program, ShardEnd, SourceError, StreamOutput};
 use pipe_io::poll::{self, PollFd, PollFlags};
 use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use wire_format::{Body, Grammar, GrammarError, ImageId, ReadError};
 
-/// Does what the command line asks for.
-pub(crate) fn run(args: Args) -> Result<(), Failure<Error>> {
-    let Args { shard_fds, inputs, shards, filter, common } = args;
-    let plan = ShardPlan::new(&shard_fds, inputs, shards, filter, 0);
-    let mut descriptors = Descriptors::default();
-    let mut ends = descriptors.take_shards(plan.fds().iter().copied(), Direction::Input)?;
-    let stdout = descriptors.take(&Place::Stdout, Direction::Output)?;
-    let mut progress = Progress::open(common.progress_fd.0, &mut descriptors)?;
-
-    let counters = Arc::new(Counters::with_blocked(plan.count()));
-    let program = Program::new(NAME, common.verbose);
-    program.attend_signals(&counters).map_err(|error| Failure::Failed(Error::System(error)))?;
-    if !matches!(plan, ShardPlan::Filter { .. }) {
-        program.confine();
-    }
-    ends.extend(plan.open_inputs().map_err(|error| error.into_failure(Error::open))?);
-
-    let merge = || {
-        let mut commands = Commands::default();
-        if let ShardPlan::Filter { count, command } = &plan {
-            (commands, ends) =
-                Commands::start(*count, command, Direction::Input, None).map_err(Error::Command)?;
-        }
-        let mut merge = Merge::new(
-            program,
-            ends,
-            StreamOutput::new(stdout, Arc::new(Counters::new(1))),
-            &counters,
-        );
-        // The status of a command says more than the shard that it left unfinished.
-        merge.run().map_err(|error| match (&error, commands.to_blame()) {
-            (Error::Output(_), _) | (_, None) => error,
-            (_, Some(blamed)) => Error::Command(blamed),
-        })?;
-        // A decompressor tells only by its status whether all was well.
-        commands.wait(|_| ()).map_err(Error::Command)?;
-        // Who waits for this line must not see the image end before it.
-        progress.finished(&counters);
-        merge.output.finish().map_err(Error::Output)
-    };
-    merge().map_err(Failure::Failed)
-}
-
 /// A merge that goes on.
-struct Merge {
+#[derive(Debug)]
+pub struct Merge {
     program: Program,
     shards: Vec<Shard>,
     /// What the shards have said of themselves, once all have.
@@ -73,7 +26,8 @@ struct Merge {
 }
 
 impl Merge {
-    fn new(
+    /// Puts these shards together. The counters have a place for each.
+    pub fn new(
         program: Program,
         ends: Vec<ShardEnd>,
         output: StreamOutput,
@@ -93,8 +47,8 @@ impl Merge {
         }
     }
 
-    /// Writes all of the image but its end, which the caller does.
-    fn run(&mut self) -> Result<(), Error> {
+    /// Writes all of the image but its end. All shards have ended then.
+    pub fn run(&mut self) -> Result<(), Error> {
         self.await_claims()?;
         loop {
             let Some(index) = self.next_shard()? else { continue };
@@ -104,6 +58,11 @@ impl Merge {
                 return self.expect_ends();
             }
         }
+    }
+
+    /// Writes the end of the image, after [`Merge::run`].
+    pub fn finish(self) -> Result<(), Error> {
+        Ok(self.output.finish()?)
     }
 
     /// Nothing is let through before all shards have said that they belong together. Those of
@@ -211,8 +170,17 @@ impl Merge {
     /// Waits until a shard has something new, or the reader of the stream has gone. Returns how
     /// long that took.
     fn wait(&self) -> Result<Duration, Error> {
+        let start = Instant::now();
+        let mut fds = vec![PollFd::new(self.output.endpoint().as_fd(), PollFlags::empty())];
         let awaited = self.shards.iter().filter(|shard| shard.is_awaited());
-        wait_for(&self.output, awaited)
+        fds.extend(awaited.map(|shard| PollFd::new(shard.as_fd(), PollFlags::POLLIN)));
+        poll::wait(&mut fds).map_err(Error::System)?;
+        match fds.first().and_then(PollFd::revents) {
+            Some(events) if events.intersects(poll::READER_GONE) => {
+                Err(Error::Output(OutputError::reader_gone()))
+            }
+            _ => Ok(start.elapsed()),
+        }
     }
 
     /// Writes the next marker of a shard and its payload, if it isn't the end of the image.
@@ -267,10 +235,6 @@ fn refuse_repeat(shard: &Shard, seq: u64, due: u64) -> Result<(), Error> {
 fn move_payload(output: &mut StreamOutput, shard: &mut Shard, length: u32) -> Result<(), Error> {
     let mut left = length;
     while left > 0 {
-        if !shard.is_ready()? {
-            output.flush()?;
-            shard.blocked(wait_for(output, [&*shard])?);
-        }
         let moved =
             output.some_payload(shard.endpoint(), length, left).map_err(|error| match error {
                 SourceError::Output(error) => Error::Output(error),
@@ -279,25 +243,9 @@ fn move_payload(output: &mut StreamOutput, shard: &mut Shard, length: u32) -> Re
                 }
                 SourceError::Source(_, Some(error)) => Error::open(shard.place.clone(), error),
             })?;
+        shard.blocked(output.take_starved());
         shard.took(moved.into());
         left -= moved;
     }
     Ok(())
-}
-
-/// Waits until one of the shards has something to read, or the reader of the stream has gone.
-fn wait_for<'a>(
-    output: &StreamOutput,
-    shards: impl IntoIterator<Item = &'a Shard>,
-) -> Result<Duration, Error> {
-    let start = Instant::now();
-    let mut fds = vec![PollFd::new(output.endpoint().as_fd(), PollFlags::empty())];
-    fds.extend(shards.into_iter().map(|shard| PollFd::new(shard.as_fd(), PollFlags::POLLIN)));
-    poll::wait(&mut fds).map_err(Error::System)?;
-    match fds.first().and_then(PollFd::revents) {
-        Some(events) if events.intersects(poll::READER_GONE) => {
-            Err(Error::Output(OutputError::reader_gone()))
-        }
-        _ => Ok(start.elapsed()),
-    }
 }

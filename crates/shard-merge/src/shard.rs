@@ -94,11 +94,6 @@ impl Shard {
         self.head.is_none() && !self.ended
     }
 
-    /// Whether it has something to read, or its end.
-    pub(crate) fn is_ready(&self) -> Result<bool, Error> {
-        self.reader.get_ref().is_ready().map_err(|error| Error::open(self.place.clone(), error))
-    }
-
     /// Whether its first marker has come, or its end.
     pub(crate) fn has_begun(&self) -> bool {
         self.claim.is_some() || self.ended

@@ -6,8 +6,8 @@ use crate::room::{self, Room};
 use crate::shard::Shard;
 use crate::{Args, NAME};
 use cli::{
-    Commands, Counters, Descriptors, Failure, PayloadError, Place, Program, Progress, ShardEnd,
-    ShardPlan, StreamInput, new_image_id,
+    Commands, Descriptors, Failure, PayloadError, Place, Progress, ShardEnd, ShardPlan,
+    StreamInput, new_image_id,
 };
 use pipe_io::Kind;
 use pipe_io::inherit::Direction;
@@ -15,7 +15,6 @@ use pipe_io::pipe::{self, PAGE};
 use pipe_io::poll::{self, PollFd, PollFlags};
 use std::io::ErrorKind;
 use std::os::fd::AsFd;
-use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 use wire_format::{Body, ImageId, Marker, Shard as ShardPlace};
@@ -29,12 +28,8 @@ pub(crate) fn run(args: Args) -> Result<(), Failure<Error>> {
     let mut ends = descriptors.take_shards(plan.fds().iter().copied(), Direction::Output)?;
     let mut progress = Progress::open(common.progress_fd.0, &mut descriptors)?;
 
-    let counters = Arc::new(Counters::with_blocked(plan.count()));
-    let program = Program::new(NAME, common.verbose);
-    program.attend_signals(&counters).map_err(|error| Failure::Failed(Error::System(error)))?;
-    if !matches!(plan, ShardPlan::Filter { .. }) {
-        program.confine();
-    }
+    let begun = plan.begin(NAME, common.verbose);
+    let (_, counters) = begun.map_err(|error| Failure::Failed(Error::System(error)))?;
     ends.extend(plan.open_outputs().map_err(|error| error.into_failure(Error::Shard))?);
 
     let split = || {
