@@ -111,17 +111,23 @@ fn is_root(test: &str) -> bool {
 enum Pace {
     /// As fast as it can: small writes meet in one page.
     Eager,
-    /// Each write only when the last was read, so that it has a page of its own.
+    /// Each write only when the last was read, so that it has a page of its own; the first
+    /// [`LOCKED`] of them.
     Lockstep,
 }
+
+/// Were each of these to keep its page, more than is allowed would be held, for all sizes of
+/// writes below a page.
+const LOCKED: usize = 8192;
 
 /// `stdin` is the other end, to see whether it is empty.
 fn feed(feed: &File, stdin: &OwnedFd, stream: &[u8], size: usize, pace: Pace) {
     let mut feed = feed;
-    for piece in stream.chunks(size) {
+    for (index, piece) in stream.chunks(size).enumerate() {
         feed.write_all(piece).expect("serve reads");
-        while pace == Pace::Lockstep && is_readable(stdin) {
-            thread::yield_now();
+        while pace == Pace::Lockstep && index < LOCKED && is_readable(stdin) {
+            // Not a spin: on a busy machine that would keep the reader waiting.
+            sleep(Duration::from_micros(10));
         }
     }
 }
