@@ -275,6 +275,24 @@ fn set(image_id: u8, count: u64) -> Vec<Vec<u8>> {
         .collect()
 }
 
+/// The other shards may come much later.
+#[test]
+fn a_shard_that_says_nothing_among_those_that_do_is_refused_at_once() {
+    let silent = Writer::new().seq(4).name("2.img").file_eof().finish();
+    let begun = [set(1, 4)[0].clone(), Vec::new(), silent, Vec::new()];
+    let (shards, feeds): (Vec<_>, Vec<_>) =
+        [(); 4].map(|()| pipe(None).unwrap()).into_iter().unzip();
+    let feeds: Vec<_> = feeds.into_iter().map(File::from).collect();
+    for (mut feed, shard) in feeds.iter().zip(begun) {
+        feed.write_all(&shard).expect("room in a pipe");
+    }
+    let finished = filters::merge_from(shards).run(&[]);
+    drop(feeds);
+    let said = "shard 2 (fd 12): does not say what image it belongs to, as the others do";
+    finished.refused(1, said);
+    assert!(finished.stdout.is_empty(), "wrote {} bytes", finished.stdout.len());
+}
+
 #[test]
 fn shards_that_do_not_belong_together_are_refused_before_anything_is_written() {
     let (one, two, three) = (set(1, 4), set(2, 4), set(1, 3));

@@ -71,8 +71,6 @@ impl Merge {
         loop {
             self.look()?;
             self.check_claims()?;
-            let is_foreign =
-                |shard: &Shard| shard.claim().is_some_and(|claim| claim.shard.is_none());
             if self.set.is_some() || self.shards.iter().any(is_foreign) {
                 return Ok(());
             }
@@ -80,9 +78,13 @@ impl Merge {
         }
     }
 
-    /// Sees whether the shards belong together, as soon as all have begun.
+    /// Sees whether the shards belong together, as soon as all have begun, or some that do not.
     fn check_claims(&mut self) -> Result<(), Error> {
-        if self.set.is_some() || !self.shards.iter().all(Shard::has_begun) {
+        if self.set.is_some() {
+            return Ok(());
+        }
+        let is_mixed = self.shards.iter().any(is_foreign) && self.shards.iter().any(is_ours);
+        if !is_mixed && !self.shards.iter().all(Shard::has_begun) {
             return Ok(());
         }
         let claims: Vec<_> =
@@ -221,6 +223,16 @@ impl Merge {
             self.wait()?;
         }
     }
+}
+
+/// Whether it has begun and says which shard it is.
+fn is_ours(shard: &Shard) -> bool {
+    shard.claim().is_some_and(|claim| claim.shard.is_some())
+}
+
+/// Whether it has begun and does not say so.
+fn is_foreign(shard: &Shard) -> bool {
+    shard.claim().is_some_and(|claim| claim.shard.is_none())
 }
 
 fn refuse_repeat(shard: &Shard, seq: u64, due: u64) -> Result<(), Error> {
