@@ -439,6 +439,22 @@ fn with_few_descriptors_the_rest_is_held_in_memory() {
     }
 }
 
+/// What is not filled takes no address space either, which `ulimit -v` and strict
+/// overcommitting count.
+#[test]
+fn many_files_of_middle_size_take_little_address_space() {
+    const LITTLE: [&str; 3] = ["sh", "-c", "ulimit -v 524288 && exec \"$0\" \"$@\""];
+    let mut random = Random::new(4);
+    let mut files = image(MIB);
+    files.extend((0..200).map(|index| (format!("pages-{index}.img"), random.bytes(200_000))));
+    let stream = stream(&files, MIB);
+    for store in ["auto", "memory"] {
+        let dir = directory();
+        let serving = hold(serve_by(&LITTLE, dir.path(), store), &stream);
+        fetch(dir.path(), serving, &files, store);
+    }
+}
+
 /// More files than descriptors are left: pipes of the store are given up, those too
 /// of which CRIU has read a part.
 #[test]

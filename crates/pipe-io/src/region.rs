@@ -1,5 +1,6 @@
 //! Memory outside the heap, in pieces large enough for huge pages.
 
+use crate::pipe::PAGE;
 use nix::sys::mman::{MapFlags, MmapAdvise, ProtFlags, madvise, mmap_anonymous, munmap};
 use std::ffi::c_void;
 use std::io;
@@ -23,9 +24,14 @@ pub struct Region {
 unsafe impl Send for Region {}
 
 impl Region {
-    /// Memory for `capacity` bytes, in pages of 4 KiB.
+    /// Memory for `capacity` bytes, in pages of 4 KiB, also where the system gives huge ones to
+    /// those who have not asked: the first byte would take 2 MiB.
     pub fn small_pages(capacity: usize) -> io::Result<Region> {
-        Ok(Region { start: map(capacity.max(1))?, capacity: capacity.max(1), filled: 0 })
+        let capacity = capacity.max(1);
+        let start = map(capacity)?;
+        // SAFETY: advice about a mapping that is ours; it changes no contents.
+        let _ = unsafe { madvise(start, capacity, MmapAdvise::MADV_NOHUGEPAGE) };
+        Ok(Region { start, capacity, filled: 0 })
     }
 
     /// Memory for `capacity` bytes, in huge pages as far as the system gives them: one fault for
@@ -65,6 +71,16 @@ impl Region {
         self.filled = (self.filled + bytes).min(self.capacity);
     }
 
+    /// Gives back what was not filled, up to the page: no more can be. It takes no memory, but
+    /// address space, which may be limited too.
+    pub fn trim(&mut self) {
+        let kept = self.filled.next_multiple_of(PAGE);
+        if kept < self.capacity {
+            unmap(split_off(self.start, kept), self.capacity - kept);
+            self.capacity = kept;
+        }
+    }
+
     /// How many bytes it can take in all.
     pub fn capacity(&self) -> usize {
         self.capacity
@@ -101,6 +117,8 @@ fn unmap(start: NonNull<c_void>, length: usize) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::fs;
+    use std::path::Path;
 
     #[test]
     fn both_kinds_of_pages_hold_what_was_filled() {
@@ -117,6 +135,46 @@ mod tests {
             region.fill(usize::MAX >> 1);
             assert_eq!(region.bytes().len(), capacity);
         }
+    }
+
+    #[test]
+    fn what_was_not_filled_is_given_back() {
+        for filled in [0, 1, 4096, 4097, 3 << 20] {
+            for mut region in
+                [Region::small_pages(8 << 20).unwrap(), Region::huge_pages(8 << 20).unwrap()]
+            {
+                region.unfilled()[..filled].fill(7);
+                region.fill(filled);
+                region.trim();
+                assert_eq!(region.capacity(), filled.next_multiple_of(PAGE));
+                assert!(region.bytes() == vec![7; filled]);
+            }
+        }
+        let mut full = Region::small_pages(100).unwrap();
+        full.fill(100);
+        full.trim();
+        assert_eq!(full.capacity(), 100);
+    }
+
+    #[test]
+    fn small_pages_are_small_also_where_huge_ones_are_the_default() {
+        if !Path::new("/sys/kernel/mm/transparent_hugepage").exists() {
+            return;
+        }
+        let region = Region::small_pages(8 << 20).unwrap();
+        let address = region.bytes().as_ptr() as usize;
+        let maps = fs::read_to_string("/proc/self/smaps").unwrap();
+        let mut is_it = false;
+        let flags = maps.lines().find_map(|line| {
+            let range = line.split_once(' ').and_then(|(range, _)| range.split_once('-'));
+            let number = |text| usize::from_str_radix(text, 16).ok();
+            if let Some((start, end)) = range.and_then(|it| Some((number(it.0)?, number(it.1)?))) {
+                is_it = (start..end).contains(&address);
+            }
+            line.strip_prefix("VmFlags:").filter(|_| is_it)
+        });
+        let flags = flags.expect("the mapping is there");
+        assert!(flags.split_whitespace().any(|flag| flag == "nh"), "{flags}");
     }
 
     #[test]
