@@ -44,8 +44,8 @@ fn no_payload_passes_through_the_memory_of_a_filter() {
         .stdin(Stdio::null())
         .spawn()
         .expect("bash starts");
-    let socket = dir.path().join("streamer-capture.sock");
-    while !socket.exists() {
+    let progress = dir.path().join("progress");
+    while !fs::read_to_string(&progress).is_ok_and(|lines| lines.contains("socket-init")) {
         assert!(bash.try_wait().expect("bash").is_none(), "the pipeline ended early");
         thread::sleep(std::time::Duration::from_millis(10));
     }

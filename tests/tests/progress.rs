@@ -1,7 +1,7 @@
 //! What a script that starts these filters waits for: the progress lines, at
 //! the right moments, on the right descriptor; and the counters on SIGUSR1.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{Seek, Write};
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
@@ -159,16 +159,20 @@ fn a_progress_reader_that_went_away_is_no_error() {
     assert!(serve.finish().succeeded().stderr.is_empty());
 }
 
-/// Without a progress line there is only the socket file to wait for, which may
-/// be there a moment before it listens.
+/// Without a progress line there is only the socket to wait for. Its file may be there a moment
+/// before it listens, so we ask the kernel.
 fn when_listening(socket: &Path) {
+    const ACCEPTS: &str = "00010000";
+    let socket = socket.to_str().expect("a plain name");
     for _ in 0..1000 {
-        if socket.exists() {
-            return sleep(Duration::from_millis(50));
+        let sockets = fs::read_to_string("/proc/net/unix").expect("the kernel's list");
+        let mut ours = sockets.lines().filter(|line| line.ends_with(socket));
+        if ours.any(|line| line.split(' ').nth(3) == Some(ACCEPTS)) {
+            return;
         }
         sleep(Duration::from_millis(5));
     }
-    panic!("{} never came", socket.display());
+    panic!("nobody ever listens on {socket}");
 }
 
 /// Sends SIGUSR1, and waits for the counters on standard error.
