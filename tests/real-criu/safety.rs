@@ -18,8 +18,9 @@ use crate::pipeline::Pipeline;
 use crate::stamper::{Stamper, are_of_one_moment};
 use crate::victim::Victim;
 
-/// Every failure ends within this time of its cause.
-pub(crate) const SOON: Duration = Duration::from_secs(5);
+/// A failure ends within 5 seconds of its cause, 3.5 of which it may wait for what is deaf to
+/// SIGTERM. A busy machine takes longer; whatever isn't noticed lasts 15 seconds or more.
+pub(crate) const SOON: Duration = Duration::from_secs(12);
 
 /// What makes a command give up, and end by it.
 pub(crate) const SIGNALS: [Signal; 3] = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP];
@@ -435,7 +436,7 @@ fn an_image_serve_that_does_not_end_is_not_waited_for_long() {
     let since = Instant::now();
     let mut pipeline = Pipeline::start(&bench, "restore", script);
     pipeline.must_succeed();
-    assert!(since.elapsed() < SOON + Duration::from_secs(1), "took {:?}", since.elapsed());
+    assert!(since.elapsed() < SOON, "took {:?}", since.elapsed());
     let messages = pipeline.messages();
     assert!(messages.contains("warning: the pipeline was killed (SIGKILL)"), "{messages}");
     stamper.must_run();
