@@ -183,17 +183,18 @@ fn a_command_that_takes_too_long_lets_the_process_run_on() {
     };
     let stamper = Stamper::start(&bench, 64);
     let cases = [
-        ("in the middle", "head -c 30000000 >x; sleep 50", "waited for CRIU'\\''s dump"),
-        ("after the last byte", "cat >x; sleep 50", "waited for the command"),
+        ("in the middle", 1, "head -c 30000000 >x; sleep 50", "waited for CRIU's dump"),
+        // CRIU must be done by then.
+        ("after the last byte", 4, "cat >x; sleep 50", "waited for the command"),
         // `bash -c` would pass SIGTERM on, or be killed itself.
-        ("deaf to SIGTERM", "trap : TERM; cat >x; while :; do sleep 1; done", "waited for"),
+        ("deaf to SIGTERM", 1, "trap : TERM; cat >x; while :; do sleep 1; done", "waited for"),
     ];
-    for (case, command, words) in cases {
-        let mut pipeline = checkpoint(&bench, stamper.pid(), "--time-limit 1", command);
-        let words = words.replace("'\\''", "'");
-        // The cause is the end of that second.
-        sleep(Duration::from_secs(1));
-        must_fail(&bench, &stamper, case, &words, &mut pipeline);
+    for (case, seconds, command, words) in cases {
+        let limit = format!("--time-limit {seconds}");
+        let mut pipeline = checkpoint(&bench, stamper.pid(), &limit, command);
+        // The cause is the end of that time.
+        sleep(Duration::from_secs(seconds));
+        must_fail(&bench, &stamper, case, words, &mut pipeline);
     }
     if has_filter(&bench) {
         // Only shard-split can end these.
