@@ -23,8 +23,8 @@ use tests::pipeline::{Filter, collect_from, write_until_refused};
 use tests::random::Random;
 use tests::stream::{Body, Writer, read_shards, read_stream};
 
-const KINDS: [&str; 8] =
-    ["pipe", "file", "append", "unix", "tcp", "path", "fifo path", "socket path"];
+const KINDS: [&str; 9] =
+    ["pipe", "file", "append", "unix", "tcp", "path", "fifo path", "socket path", "/dev/fd path"];
 
 fn image() -> Vec<u8> {
     let content = Random::new(9).bytes(6 << 20);
@@ -47,6 +47,8 @@ fn fifo(path: &Path) {
 enum Given {
     Fd(OwnedFd),
     Path(PathBuf),
+    /// As a shell does for `<(...)` and `>(...)`.
+    DevFd(OwnedFd),
 }
 
 fn output(kind: &str, path: PathBuf) -> (Given, Box<dyn FnOnce() -> Vec<u8>>) {
@@ -70,6 +72,10 @@ fn output(kind: &str, path: PathBuf) -> (Given, Box<dyn FnOnce() -> Vec<u8>>) {
         "pipe" => {
             let (far, near) = pipe(None).expect("a pipe");
             (Given::Fd(near), joined(collect_from(far)))
+        }
+        "/dev/fd path" => {
+            let (far, near) = pipe(None).expect("a pipe");
+            (Given::DevFd(near), joined(collect_from(far)))
         }
         "file" | "append" => (Given::Fd(open(kind == "append").expect("a file").into()), read_file),
         "unix" => sockets(UnixStream::pair().map(|(a, b)| (a.into(), b.into())).expect("a pair")),
@@ -101,6 +107,11 @@ fn input(kind: &str, path: PathBuf, shard: Vec<u8>) -> Given {
     };
     match kind {
         "pipe" => feed(pipe(None).map(|(read, write)| (write, read)).expect("a pipe"), shard),
+        "/dev/fd path" => {
+            let (near, far) = pipe(None).expect("a pipe");
+            thread::spawn(move || write_until_refused(far, &shard));
+            Given::DevFd(near)
+        }
         "unix" => {
             feed(UnixStream::pair().map(|(a, b)| (a.into(), b.into())).expect("a pair"), shard)
         }
@@ -138,6 +149,7 @@ fn with(filter: Filter, shards: Vec<Given>) -> Filter {
     shards.into_iter().zip(20..).fold(filter, |filter, (shard, fd)| match shard {
         Given::Fd(endpoint) => filter.fd(fd, endpoint).arg("-s").arg(fd.to_string()),
         Given::Path(path) => filter.arg(path),
+        Given::DevFd(endpoint) => filter.fd(fd, endpoint).arg(format!("/dev/fd/{fd}")),
     })
 }
 

@@ -1,9 +1,10 @@
 //! Taking over the descriptors that a command line names.
 
 use crate::{Place, ShardEnd};
-use pipe_io::Endpoint;
 use pipe_io::inherit::{Direction, Refusal};
+use pipe_io::{Endpoint, FileId};
 use std::fmt;
+use std::io;
 use std::os::fd::RawFd;
 use wire_format::FileName;
 
@@ -14,6 +15,8 @@ pub(crate) const STDERR: RawFd = 2;
 #[derive(Debug, Default)]
 pub struct Descriptors {
     taken: Vec<(RawFd, Place)>,
+    /// What is written to.
+    outputs: Vec<(FileId, Place)>,
     names: Vec<FileName>,
 }
 
@@ -28,7 +31,7 @@ pub enum UsageError {
     NamedTwice(RawFd, Place, Place),
     /// An external file with two descriptors.
     NameTwice(FileName),
-    /// Two operands that are one file.
+    /// Two outputs that are one file.
     SameFile(Place, Place),
     /// Options that do not go together, or that lack one another.
     Options(&'static str),
@@ -52,10 +55,28 @@ impl Descriptors {
         self.claim(number, place)?;
         let endpoint = Endpoint::inherit(number, direction)
             .map_err(|refusal| UsageError::Refused(place.clone(), refusal))?;
+        if direction == Direction::Output {
+            self.claim_output(&endpoint, place)?;
+        }
         if !matches!(place, Place::Progress { .. }) {
             endpoint.grow();
         }
         Ok(endpoint)
+    }
+
+    /// Notes what is written to: two that write to one would spoil it, and so do messages
+    /// (`2>&1`) in an image.
+    fn claim_output(&mut self, endpoint: &Endpoint, place: &Place) -> Result<(), UsageError> {
+        let Some(file) = FileId::of(endpoint) else { return Ok(()) };
+        let is_progress = matches!(place, Place::Progress { .. });
+        if !is_progress && FileId::of(io::stderr()) == Some(file) {
+            return Err(UsageError::Stderr(place.clone()));
+        }
+        if let Some((_, first)) = self.outputs.iter().find(|(output, _)| *output == file) {
+            return Err(UsageError::SameFile(first.clone(), place.clone()));
+        }
+        self.outputs.push((file, place.clone()));
+        Ok(())
     }
 
     /// Takes over the descriptors of the shards, in their order on the command line.

@@ -124,7 +124,8 @@ fn target(path: &Path) -> io::Result<Target> {
         // What a symbolic link leads to is replaced, and not the link.
         Ok(metadata) if metadata.is_file() => Ok(Target::File(path.canonicalize()?)),
         Ok(metadata) if metadata.is_dir() => Err(Errno::EISDIR.into()),
-        Ok(_) => Ok(Target::Special(path.canonicalize()?)),
+        // A pipe that a shell names, /dev/fd/63, leads to no path, and opens all the same.
+        Ok(_) => Ok(Target::Special(path.canonicalize().unwrap_or_else(|_| path.to_owned()))),
         Err(error) if error.kind() == ErrorKind::NotFound => {
             let name = path.file_name().ok_or(ErrorKind::InvalidInput)?;
             Ok(Target::File(folder(path).canonicalize()?.join(name)))

@@ -103,6 +103,21 @@ impl Endpoint {
     }
 }
 
+/// A pipe, a file or a socket by its device and inode, the same through each descriptor that leads
+/// to it. `None` for a device, where any number of programs may write, and for what is not open.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FileId(libc::dev_t, libc::ino_t);
+
+impl FileId {
+    /// What the descriptor leads to.
+    pub fn of(fd: impl AsFd) -> Option<FileId> {
+        let stat = fstat(fd).ok()?;
+        let kind = SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT;
+        let is_device = kind == SFlag::S_IFCHR || kind == SFlag::S_IFBLK;
+        (!is_device).then_some(FileId(stat.st_dev, stat.st_ino))
+    }
+}
+
 fn kind(fd: &OwnedFd) -> Result<Kind, Refusal> {
     let stat = fstat(fd).map_err(|_| Refusal::NotOpen)?;
     match SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT {

@@ -30,7 +30,7 @@ mod relay;
 pub mod socket;
 pub mod splice;
 
-pub use endpoint::{Endpoint, Kind, Patient};
+pub use endpoint::{Endpoint, FileId, Kind, Patient};
 pub use intake::Intake;
 pub use mover::{MoveError, Mover};
 pub use reason::reason;
