@@ -483,6 +483,26 @@ fn with_few_descriptors_many_files_can_be_open_at_once() {
     serving.finish().succeeded();
 }
 
+/// A file that came often: those that don't count hold no pipes.
+#[test]
+fn files_that_are_replaced_take_no_descriptors() {
+    const TIMES: usize = 60;
+    let files = image(2 * MIB);
+    let mut writer = Writer::new();
+    for _ in 0..TIMES {
+        writer = writer.file("pages-1.img", &files["pages-1.img"]);
+    }
+    let writer = files.iter().fold(writer, |writer, (name, content)| writer.file(name, content));
+    let stream = writer.image_eof().finish();
+    for store in ["auto", "pipe"] {
+        let dir = directory();
+        let serving = hold(serve_by(&FEW_DESCRIPTORS, dir.path(), store), &stream);
+        let said = fetch(dir.path(), serving, &files, store);
+        let [pipes, _] = numbers(&said);
+        assert!(pipes > 0, "--store={store}: {said}");
+    }
+}
+
 #[test]
 fn pipes_that_run_out_are_an_error_where_only_pipes_will_do() {
     let stream = stream(&image(80 * MIB), 4 * MIB);

@@ -246,7 +246,7 @@ impl Incoming {
             })?;
             left = left.saturating_sub(copied as usize);
         }
-        pipes.was_emptied();
+        pipes.were_emptied(1);
         Ok(())
     }
 
