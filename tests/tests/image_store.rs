@@ -483,6 +483,22 @@ fn with_few_descriptors_many_files_can_be_open_at_once() {
     serving.finish().succeeded();
 }
 
+/// All of them together are too large, and each is small.
+#[test]
+fn small_files_that_memory_does_not_suffice_for_are_refused_plainly() {
+    const LITTLE: [&str; 3] = ["sh", "-c", "ulimit -v 131072 && exec \"$0\" \"$@\""];
+    let mut random = Random::new(12);
+    let content = random.bytes(100_000);
+    let files: Files =
+        (0..3000).map(|index| (format!("core-{index}.img"), content.clone())).collect();
+    let dir = directory();
+    let serving = filters::start_serve(serve_by(&LITTLE, dir.path(), "auto"), &stream(&files, MIB));
+    let finished = serving.finish();
+    finished.refused_with_a_place("small files");
+    assert!(finished.stderr[0].ends_with("cannot be held: Cannot allocate memory"), "{finished:?}");
+    assert_eq!(fs::read_dir(dir.path()).expect("the directory").count(), 0, "the socket is there");
+}
+
 /// A file that came often: those that don't count hold no pipes.
 #[test]
 fn files_that_are_replaced_take_no_descriptors() {

@@ -38,7 +38,7 @@ pub(crate) enum Piece {
     /// In anonymous memory.
     Region(Region),
     /// In ordinary memory, to be read any number of times.
-    Kept(Arc<[u8]>),
+    Kept(Arc<Vec<u8>>),
     /// In the regular file that the image is: offset and length.
     Range(u64, u64),
 }
