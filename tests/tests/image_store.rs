@@ -483,6 +483,42 @@ fn with_few_descriptors_many_files_can_be_open_at_once() {
     serving.finish().succeeded();
 }
 
+/// All of them together are too large, and each is small.
+#[test]
+fn small_files_that_memory_does_not_suffice_for_are_refused_plainly() {
+    const LITTLE: [&str; 3] = ["sh", "-c", "ulimit -v 131072 && exec \"$0\" \"$@\""];
+    let mut random = Random::new(12);
+    let content = random.bytes(100_000);
+    let files: Files =
+        (0..3000).map(|index| (format!("core-{index}.img"), content.clone())).collect();
+    let dir = directory();
+    let serving = filters::start_serve(serve_by(&LITTLE, dir.path(), "auto"), &stream(&files, MIB));
+    let finished = serving.finish();
+    finished.refused_with_a_place("small files");
+    assert!(finished.stderr[0].ends_with("cannot be held: Cannot allocate memory"), "{finished:?}");
+    assert_eq!(fs::read_dir(dir.path()).expect("the directory").count(), 0, "the socket is there");
+}
+
+/// A file that came often: those that don't count hold no pipes.
+#[test]
+fn files_that_are_replaced_take_no_descriptors() {
+    const TIMES: usize = 60;
+    let files = image(2 * MIB);
+    let mut writer = Writer::new();
+    for _ in 0..TIMES {
+        writer = writer.file("pages-1.img", &files["pages-1.img"]);
+    }
+    let writer = files.iter().fold(writer, |writer, (name, content)| writer.file(name, content));
+    let stream = writer.image_eof().finish();
+    for store in ["auto", "pipe"] {
+        let dir = directory();
+        let serving = hold(serve_by(&FEW_DESCRIPTORS, dir.path(), store), &stream);
+        let said = fetch(dir.path(), serving, &files, store);
+        let [pipes, _] = numbers(&said);
+        assert!(pipes > 0, "--store={store}: {said}");
+    }
+}
+
 #[test]
 fn pipes_that_run_out_are_an_error_where_only_pipes_will_do() {
     let stream = stream(&image(80 * MIB), 4 * MIB);

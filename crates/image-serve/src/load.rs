@@ -89,7 +89,7 @@ impl Load {
                 let keep = self.keep == Some(name.as_str());
                 // One of the same name is replaced, and if the new one does not come to its end
                 // the whole image is refused.
-                self.store.remove(name);
+                self.pipes.were_emptied(self.store.remove(name));
                 self.open.insert(name.clone(), Incoming::new(name.clone(), keep));
             }
         }

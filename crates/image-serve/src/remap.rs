@@ -53,8 +53,9 @@ impl FromStr for PortMove {
 
     fn from_str(text: &str) -> Result<PortMove, Self::Err> {
         let port = |text: &str| match text.parse::<u16>() {
-            Ok(0) | Err(_) => Err("not of the form OLD:NEW, two port numbers"),
-            Ok(port) => Ok(port),
+            // `parse` alone would take "+80".
+            Ok(port) if port > 0 && !text.starts_with('+') => Ok(port),
+            _ => Err("not of the form OLD:NEW, two port numbers"),
         };
         let (old, new) = text.split_once(':').ok_or("not of the form OLD:NEW, two port numbers")?;
         Ok(PortMove { old: port(old)?, new: port(new)? })
@@ -308,7 +309,9 @@ mod tests {
 
     #[test]
     fn what_is_no_move_is_refused() {
-        for text in ["", "80", "80:", ":80", "80:81:82", "0:1", "1:0", "80:65536", "a:b"] {
+        for text in
+            ["", "80", "80:", ":80", "80:81:82", "0:1", "1:0", "80:65536", "a:b", "+1:2", "1:+2"]
+        {
             assert!(text.parse::<PortMove>().is_err(), "{text}");
         }
         assert_eq!("80:8080".parse(), Ok(PortMove { old: 80, new: 8080 }));

@@ -8,6 +8,7 @@ pub fn reason(error: &io::Error) -> String {
     let number = match (error.raw_os_error(), error.kind()) {
         (Some(number), _) => number,
         (None, io::ErrorKind::BrokenPipe) => Errno::EPIPE as i32,
+        (None, io::ErrorKind::OutOfMemory) => Errno::ENOMEM as i32,
         (None, _) => return error.to_string(),
     };
     let said = io::Error::from_raw_os_error(number).to_string();
@@ -27,6 +28,7 @@ mod tests {
         assert_eq!(reason(Errno::ENOSPC), "No space left on device");
         assert_eq!(reason(Errno::EBADF), "Bad file descriptor");
         assert_eq!(super::reason(&io::ErrorKind::BrokenPipe.into()), "Broken pipe");
+        assert_eq!(super::reason(&io::ErrorKind::OutOfMemory.into()), "Cannot allocate memory");
         assert_eq!(super::reason(&io::Error::other("its own words")), "its own words");
     }
 }

@@ -93,8 +93,9 @@ impl Incoming {
         const STEP: u64 = 64 << 10;
         let mut left = length;
         while left > 0 {
-            let before = self.kept.len();
-            self.kept.resize(before + left.min(STEP) as usize, 0);
+            let (before, step) = (self.kept.len(), left.min(STEP) as usize);
+            self.kept.try_reserve(step).map_err(|_| self.no_room(ErrorKind::OutOfMemory.into()))?;
+            self.kept.resize(before + step, 0);
             let read = input.read_some(self.kept.get_mut(before..).unwrap_or_default());
             self.kept.truncate(before + read.as_ref().copied().unwrap_or(0));
             left -= read? as u64;
@@ -104,7 +105,8 @@ impl Incoming {
 
     fn settle_kept(&mut self) {
         if !self.kept.is_empty() {
-            let kept = std::mem::take(&mut self.kept);
+            let mut kept = std::mem::take(&mut self.kept);
+            kept.shrink_to_fit();
             self.pieces.push_back(Piece::Kept(kept.into()));
         }
     }
@@ -246,7 +248,7 @@ impl Incoming {
             })?;
             left = left.saturating_sub(copied as usize);
         }
-        pipes.was_emptied();
+        pipes.were_emptied(1);
         Ok(())
     }
 

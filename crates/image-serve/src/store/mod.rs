@@ -38,7 +38,7 @@ pub(crate) enum Piece {
     /// In anonymous memory.
     Region(Region),
     /// In ordinary memory, to be read any number of times.
-    Kept(Arc<[u8]>),
+    Kept(Arc<Vec<u8>>),
     /// In the regular file that the image is: offset and length.
     Range(u64, u64),
 }
@@ -105,9 +105,10 @@ impl Piece {
 }
 
 impl Store {
-    /// Forgets a file, if there is one of this name.
-    pub(crate) fn remove(&mut self, name: &FileName) {
-        self.files.remove(name);
+    /// Forgets a file, if there is one of this name, and returns how many pipes it was in.
+    pub(crate) fn remove(&mut self, name: &FileName) -> usize {
+        let pieces = self.files.remove(name).flatten().unwrap_or_default();
+        pieces.iter().filter(|piece| matches!(piece, Piece::Pipe(..))).count()
     }
 
     /// Takes a complete file. An earlier one of the same name does not count any more.

@@ -132,10 +132,12 @@ impl Pipes {
         }
     }
 
-    /// Notes that a pipe's contents were copied, and it is gone.
-    pub(crate) fn was_emptied(&mut self) {
+    /// Notes that so many pipes are gone: their contents were copied, or don't count any more.
+    pub(crate) fn were_emptied(&mut self, pipes: usize) {
         // At 0 they have run out, whoever has used them.
-        self.descriptors += u64::from(self.descriptors > 0 || self.only());
+        if self.descriptors > 0 || self.only() {
+            self.descriptors += pipes as u64;
+        }
     }
 
     /// Notes that the store has taken in bytes, by copying them or not.
