@@ -18,8 +18,10 @@ use crate::pipeline::Pipeline;
 use crate::stamper::{Stamper, are_of_one_moment};
 use crate::victim::Victim;
 
-/// Every failure ends within this time of its cause.
-pub(crate) const SOON: Duration = Duration::from_secs(5);
+/// Every failure ends within this time of its cause: within five seconds on a machine of its own,
+/// of which 3.5 are left to what ignores SIGTERM, and later on a busy one. What hangs here does so
+/// for fifty.
+pub(crate) const SOON: Duration = Duration::from_secs(15);
 
 /// What makes a command give up, and end by it.
 pub(crate) const SIGNALS: [Signal; 3] = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP];
@@ -84,6 +86,7 @@ fn must_fail(bench: &Bench, stamper: &Stamper, case: &str, words: &str, pipeline
     assert!(last.starts_with("criu-checkpoint: FAILED: "), "{case}: {messages}");
     assert!(last.contains(words), "{case}: no {words:?} in {messages}");
     assert!(last.ends_with("runs on"), "{case}: {messages}");
+    assert!(!last.contains("did not give up"), "{case}: {messages}");
     stamper.must_run();
     must_leave_nothing(bench, case);
 }
@@ -320,12 +323,14 @@ fn a_process_is_gone_only_when_its_image_is_stored() {
         return;
     };
     let mut stamper = Stamper::start(&bench, 64);
+    let since = Instant::now();
     let mut pipeline =
         checkpoint(&bench, stamper.pid(), "", "cat >image; touch here; sleep 1; touch stored");
     wait_for("the image", || bench.scratch().join("here").exists().then_some(()));
     let frozen = stamper.generation();
-    while !bench.scratch().join("stored").exists() {
-        assert!(stamper.is_there(), "gone before its image was stored");
+    let stored = || bench.scratch().join("stored").exists();
+    while !stored() {
+        assert!(stamper.is_there() || stored(), "gone before its image was stored");
         assert_eq!(stamper.generation(), frozen, "not frozen");
         sleep(Duration::from_millis(1));
     }
@@ -333,7 +338,10 @@ fn a_process_is_gone_only_when_its_image_is_stored() {
     let messages = pipeline.messages();
     let last = messages.lines().last().unwrap_or_default();
     assert!(last.starts_with("criu-checkpoint: done: "), "{messages}");
-    assert!(last.contains("frozen for 1."), "{messages}");
+    let seconds = last.split("frozen for ").nth(1).and_then(|rest| rest.split(' ').next());
+    let seconds: f64 = seconds.and_then(|it| it.parse().ok()).expect("how long it was frozen");
+    // From when it was heard that it is frozen.
+    assert!((0.5..since.elapsed().as_secs_f64()).contains(&seconds), "{messages}");
     assert!(last.ends_with("is gone"), "{messages}");
     stamper.must_be_gone();
     must_leave_nothing(&bench, "a checkpoint");
@@ -435,7 +443,7 @@ fn an_image_serve_that_does_not_end_is_not_waited_for_long() {
     let since = Instant::now();
     let mut pipeline = Pipeline::start(&bench, "restore", script);
     pipeline.must_succeed();
-    assert!(since.elapsed() < SOON + Duration::from_secs(1), "took {:?}", since.elapsed());
+    assert!(since.elapsed() < SOON, "took {:?}", since.elapsed());
     let messages = pipeline.messages();
     assert!(messages.contains("warning: the pipeline was killed (SIGKILL)"), "{messages}");
     stamper.must_run();
