@@ -351,6 +351,22 @@ fn a_process_is_gone_only_when_its_image_is_stored() {
     assert!(stamper.generation() > frozen);
 }
 
+#[test]
+fn an_images_directory_may_be_called_as_options_are() {
+    let Some(bench) = Bench::set_up("called_as_options_are") else {
+        return;
+    };
+    let mut stamper = Stamper::start(&bench, 4);
+    let images = bench.directory("-d");
+    let pid = stamper.pid();
+    let script = format!("exec criu-checkpoint -t {pid} -D -d --network-lock skip -- 'cat >image'");
+    Pipeline::start(&bench, "checkpoint", &script).must_succeed();
+    stamper.must_be_gone();
+    assert!(!images.join("pipeline").exists(), "left the file pipeline");
+    restore(&bench, "criu-restore -D -d -- 'cat image'");
+    stamper.must_run();
+}
+
 fn restore(bench: &Bench, script: &str) {
     let mut pipeline = Pipeline::start(bench, "restore", script);
     pipeline.must_succeed();
