@@ -302,7 +302,7 @@ fn an_other_end_that_is_killed_restores_nothing() {
     for signal in ["TERM", "KILL"] {
         let script = format!(
             "export TMPDIR=$PWD
-            {{ head -c 30000000 image; sleep 1; {enter} kill -{signal} $(cat there); sleep 0.5
+            {{ head -c 30000000 image; {enter} kill -{signal} $(cat there); sleep 0.5
                tail -c +30000001 image; }} |
                 {enter} bash -c 'echo $$ >{scratch}/there; exec criu-migrate --receive'"
         );

@@ -138,7 +138,7 @@ fn a_command_of_split_that_fails_is_named_and_nothing_is_left() {
         assert!(message.ends_with(&format!("...): {said}")), "{failing}: {message}");
         // They were told by the end of file, and could end by themselves.
         assert!(dir.path().join("0.ended").exists() && dir.path().join("2.ended").exists());
-        assert!(start.elapsed() < Duration::from_secs(5), "{failing}: {:?}", start.elapsed());
+        assert!(start.elapsed() < Duration::from_secs(20), "{failing}: {:?}", start.elapsed());
     }
 }
 
