@@ -80,7 +80,7 @@ install:
 	$(INSTALL) -m 755 $(strip) $(filters:%=$(target)/%) "$(DESTDIR)$(BINDIR)"
 	$(INSTALL) -m 755 $(commands) "$(DESTDIR)$(BINDIR)"
 	@# Where the commands look for it, unless it is beside bin.
-	$(if $(filter-out $(EXEC_PREFIX)/libexec,$(LIBEXECDIR)),sed -i 's|\$$here/\.\./libexec/|$(LIBEXECDIR)/|' \
+	$(if $(filter-out $(patsubst %/,%,$(dir $(BINDIR)))/libexec,$(LIBEXECDIR)),sed -i 's|\$$here/\.\./libexec/|$(LIBEXECDIR)/|' \
 	    $(foreach file,$(notdir $(commands)),"$(DESTDIR)$(BINDIR)/$(file)"))
 	$(if $(helpers),$(INSTALL) -d "$(DESTDIR)$(LIBEXECDIR)/criu-stream-utils")
 	$(if $(helpers),$(INSTALL) -m 755 $(helpers) "$(DESTDIR)$(LIBEXECDIR)/criu-stream-utils")

@@ -68,6 +68,36 @@ fn a_missing_images_directory_is_wrong_usage() {
     }
 }
 
+/// Options that would have no meaning are not passed over.
+#[test]
+fn an_option_of_another_mode_is_wrong_usage() {
+    let wrong: [(&str, &[&str]); 11] = [
+        ("shard-split", &["-n", "2"]),
+        ("shard-split", &["-n", "2", "a", "b"]),
+        ("shard-split", &["-n", "2", "-s", "11"]),
+        ("shard-split", &["--filter", "cat", "a"]),
+        ("shard-merge", &["-n", "2", "a", "b"]),
+        ("shard-merge", &["-n", "2", "-s", "10"]),
+        ("image-extract", &["--json"]),
+        ("image-extract", &["--json", "-D", "."]),
+        ("image-extract", &["--json", "--verify"]),
+        ("image-extract", &["--sync", "--list"]),
+        ("image-extract", &["--verify", "--list"]),
+    ];
+    for (name, arguments) in wrong {
+        let dir = tempdir().expect("a directory");
+        let (read_end, _feed) = pipe(None).expect("a pipe");
+        let (_collect, write_end) = pipe(None).expect("a pipe");
+        let filter = Filter::new(name).args(arguments).current_dir(dir.path());
+        let case = format!("{name} {}", arguments.join(" "));
+        filter.fd(10, read_end).fd(11, write_end).run(&[]).refused(2, &case);
+        assert!(files_in(dir.path()).is_empty(), "{case}: touched the directory");
+    }
+    let none = Filter::new("image-extract").run(&[]);
+    none.refused(2, "no mode");
+    assert!(none.stderr[0].contains("one of --images-dir, --list and --verify is needed"));
+}
+
 /// Arguments that name descriptors; 10 and 11 are pipes, 30 isn't open, 31 is a
 /// terminal. `DIR` stands for the directory.
 const WRONG: [(&str, &[&str], &str); 31] = [

@@ -31,13 +31,7 @@ struct Args {
     /// Unpack into DIR, all files or none
     ///
     /// DIR must exist. Files of the same names are replaced.
-    #[arg(
-        short = 'D',
-        long,
-        value_name = "DIR",
-        required_unless_present_any = ["list", "verify"],
-        verbatim_doc_comment
-    )]
+    #[arg(short = 'D', long, value_name = "DIR", verbatim_doc_comment)]
     images_dir: Option<PathBuf>,
 
     /// Write the file NAME to descriptor FD
@@ -58,7 +52,13 @@ struct Args {
     list: bool,
 
     /// With --list: print JSON
-    #[arg(long, help_heading = "Instead", requires = "list")]
+    // `requires` alone is not held to where what is required conflicts with what is given.
+    #[arg(
+        long,
+        help_heading = "Instead",
+        requires = "list",
+        conflicts_with_all = ["images_dir", "verify"]
+    )]
     json: bool,
 
     /// Only see whether the image is complete

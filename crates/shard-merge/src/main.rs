@@ -38,7 +38,14 @@ struct Args {
     inputs: Vec<PathBuf>,
 
     /// Run N commands [one for each CPU]
-    #[arg(short = 'n', long, value_name = "N", requires = "filter")]
+    // `requires` alone is not held to where what is required conflicts with what is given.
+    #[arg(
+        short = 'n',
+        long,
+        value_name = "N",
+        requires = "filter",
+        conflicts_with_all = ["shard_fds", "inputs"]
+    )]
     shards: Option<NonZeroU16>,
 
     /// Read each shard from a shell command

@@ -44,7 +44,14 @@ struct Args {
     outputs: Vec<PathBuf>,
 
     /// Run N commands [one for each CPU]
-    #[arg(short = 'n', long, value_name = "N", requires = "filter")]
+    // `requires` alone is not held to where what is required conflicts with what is given.
+    #[arg(
+        short = 'n',
+        long,
+        value_name = "N",
+        requires = "filter",
+        conflicts_with_all = ["shard_fds", "outputs"]
+    )]
     shards: Option<NonZeroU16>,
 
     /// Write each shard to a shell command
