@@ -4,7 +4,6 @@ use crate::{Place, ShardEnd};
 use pipe_io::inherit::{Direction, Refusal};
 use pipe_io::{Endpoint, FileId};
 use std::fmt;
-use std::io;
 use std::os::fd::RawFd;
 use wire_format::FileName;
 
@@ -64,14 +63,9 @@ impl Descriptors {
         Ok(endpoint)
     }
 
-    /// Notes what is written to: two that write to one would spoil it, and so do messages
-    /// (`2>&1`) in an image.
+    /// Notes what is written to: two that write to one would spoil it.
     fn claim_output(&mut self, endpoint: &Endpoint, place: &Place) -> Result<(), UsageError> {
         let Some(file) = FileId::of(endpoint) else { return Ok(()) };
-        let is_progress = matches!(place, Place::Progress { .. });
-        if !is_progress && FileId::of(io::stderr()) == Some(file) {
-            return Err(UsageError::Stderr(place.clone()));
-        }
         if let Some((_, first)) = self.outputs.iter().find(|(output, _)| *output == file) {
             return Err(UsageError::SameFile(first.clone(), place.clone()));
         }
