@@ -13,7 +13,7 @@ use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
 use nix::unistd::pipe2;
 
 /// How long the streamer may take to answer.
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// `criu dump --stream`. Dropping it hangs up, as the death of CRIU does; the
 /// pipes that it has opened live on until they are dropped too.
