@@ -118,7 +118,7 @@ enum Pace {
 
 /// Were each of these to keep its page, more than is allowed would be held, for all sizes of
 /// writes below a page.
-const LOCKED: usize = 8192;
+const LOCKED: usize = 5000;
 
 /// `stdin` is the other end, to see whether it is empty.
 fn feed(feed: &File, stdin: &OwnedFd, stream: &[u8], size: usize, pace: Pace) {
@@ -165,6 +165,7 @@ fn held_is_bounded(store: &str, base: usize, size: usize, pace: Pace) {
     let length = match size {
         1 => 3 * MIB / 2,
         100 => 12 * MIB,
+        2..65_536 => 20 * MIB,
         _ => 40 * MIB,
     };
     let name = if pace == Pace::Eager { "eager" } else { "lockstep" };
