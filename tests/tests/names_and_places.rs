@@ -106,6 +106,20 @@ fn extract_makes_files_for_its_own_user_only() {
     }
 }
 
+/// As a dump may have them, whose limit was another.
+#[test]
+fn extract_has_as_many_files_open_as_it_is_allowed_to() {
+    const FILES: usize = 300;
+    let (_parent, dir) = images();
+    let names = || (0..FILES).map(|index| format!("core-{index}.img"));
+    let begun = names().fold(Writer::new(), |image, name| image.name(name).data(b"one"));
+    let ended = names().fold(begun, |image, name| image.name(name).file_eof());
+    let image = ended.file("inventory.img", b"all").image_eof().finish();
+    let extract = Filter::after("ulimit -S -n 200", "image-extract").progress_apart();
+    extract.arg("-D").arg(&dir).run(&image).succeeded();
+    assert_eq!(files_in(&dir).len(), FILES + 1);
+}
+
 #[test]
 fn extract_takes_no_filter_s_socket_for_a_file() {
     let (_parent, dir) = images();

@@ -6,7 +6,7 @@ use crate::walk::{Visitor, walk};
 use crate::{Args, NAME};
 use cli::{Counters, Descriptors, Failure, Place, Program, Progress, StreamInput};
 use pipe_io::Endpoint;
-use pipe_io::inherit::Direction;
+use pipe_io::inherit::{Direction, raise_descriptor_limit};
 use std::collections::{HashMap, HashSet};
 use std::fs::OpenOptions;
 use std::io;
@@ -26,6 +26,8 @@ pub(crate) fn run(directory: PathBuf, args: Args) -> Result<(), Failure<Error>> 
     let extract = || {
         program.attend_signals(&counters).map_err(Error::System)?;
         program.confine();
+        // As many files are open at once as the dump had.
+        raise_descriptor_limit();
         let mut extraction = Extraction {
             directory: Directory::open(directory, args.sync)?,
             external: External::new(external),
