@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitPidFlag, waitpid};
 use nix::unistd::Pid;
+use tests::criu::is_listened_on;
 
 use crate::bench::{Bench, pid_of, skip, wait_for};
 use crate::pipeline::Pipeline;
@@ -190,12 +191,7 @@ fn a_process_moves_through_any_program_that_connects() {
     let enter = host.enter();
     let script = format!("exec socat -t30 UNIX-LISTEN:door EXEC:'{enter} criu-migrate --receive'");
     let _door = Pipeline::start(&bench, "door", &script);
-    wait_for("the door", || {
-        // Flags of a socket that accepts.
-        let sockets = fs::read_to_string("/proc/net/unix").ok()?;
-        let mut lines = sockets.lines().filter(|line| line.ends_with(" door"));
-        lines.any(|line| line.split(' ').nth(3) == Some("00010000")).then_some(())
-    });
+    wait_for("the door", || is_listened_on("door").then_some(()));
     let mut pipeline = migrate(&bench, stamper.pid(), "-- 'socat -t30 - UNIX:door'");
     must_move(&bench, &host, &mut stamper, &mut pipeline);
 }

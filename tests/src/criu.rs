@@ -15,6 +15,16 @@ use nix::unistd::pipe2;
 /// How long the streamer may take to answer.
 const PATIENCE: Duration = Duration::from_secs(60);
 
+/// Whether somebody listens on a UNIX socket, by the name that it was bound to. Its file is there
+/// a moment before.
+pub fn is_listened_on(socket: &str) -> bool {
+    const ACCEPTS: &str = "00010000";
+    let sockets = std::fs::read_to_string("/proc/net/unix").expect("the kernel's list");
+    sockets.lines().any(|line| {
+        line.split(' ').nth(3) == Some(ACCEPTS) && line.ends_with(&format!(" {socket}"))
+    })
+}
+
 /// `criu dump --stream`. Dropping it hangs up, as the death of CRIU does; the
 /// pipes that it has opened live on until they are dropped too.
 #[derive(Debug)]

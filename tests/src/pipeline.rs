@@ -258,6 +258,13 @@ impl Running {
         kill(self.pid, signal).expect("the program is there");
     }
 
+    /// Hundredths of a second that the program has computed, for itself and in the kernel.
+    pub fn cpu_ticks(&self) -> u64 {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.pid)).expect("its stat");
+        let (_, fields) = stat.rsplit_once(") ").expect("its fields");
+        fields.split(' ').skip(11).take(2).map(|ticks| ticks.parse::<u64>().expect("ticks")).sum()
+    }
+
     /// Whether the program still runs.
     pub fn is_running(&self) -> bool {
         self.child.lock().expect("the child").try_wait().expect("the child").is_none()

@@ -1,7 +1,7 @@
 //! What a script that starts these filters waits for: the progress lines, at
 //! the right moments, on the right descriptor; and the counters on SIGUSR1.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::{Seek, Write};
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
@@ -11,7 +11,7 @@ use std::time::Duration;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::signal::Signal;
 use tempfile::{TempDir, tempdir, tempfile};
-use tests::criu::{DumpClient, RestoreClient, pipe};
+use tests::criu::{DumpClient, RestoreClient, is_listened_on, pipe};
 use tests::filters::{self, Capture};
 use tests::malformed::small_stream;
 use tests::pipeline::{Filter, Lines, Running, collect_from, shard_sizes};
@@ -159,15 +159,11 @@ fn a_progress_reader_that_went_away_is_no_error() {
     assert!(serve.finish().succeeded().stderr.is_empty());
 }
 
-/// Without a progress line there is only the socket to wait for. Its file may be there a moment
-/// before it listens, so we ask the kernel.
+/// Without a progress line there is only the socket to wait for.
 fn when_listening(socket: &Path) {
-    const ACCEPTS: &str = "00010000";
     let socket = socket.to_str().expect("a plain name");
     for _ in 0..1000 {
-        let sockets = fs::read_to_string("/proc/net/unix").expect("the kernel's list");
-        let mut ours = sockets.lines().filter(|line| line.ends_with(socket));
-        if ours.any(|line| line.split(' ').nth(3) == Some(ACCEPTS)) {
+        if is_listened_on(socket) {
             return;
         }
         sleep(Duration::from_millis(5));

@@ -187,13 +187,6 @@ fn equal_readers_get_equal_shares() {
     assert!(most * 2 <= least * 3, "{sizes:?}");
 }
 
-/// Hundredths of a second that the program has computed.
-fn cpu_ticks(running: &Running) -> u64 {
-    let stat = std::fs::read_to_string(format!("/proc/{}/stat", running.pid())).expect("its stat");
-    let (_, fields) = stat.rsplit_once(") ").expect("its fields");
-    fields.split(' ').skip(11).take(2).map(|ticks| ticks.parse::<u64>().expect("ticks")).sum()
-}
-
 #[test]
 fn waiting_for_room_costs_nothing() {
     // The rest of the second rests in the pipe of stdin, and who wrote it has gone.
@@ -205,9 +198,9 @@ fn waiting_for_room_costs_nothing() {
         let taps = [(); 2].map(|()| Tap::new(rate.is_some(), rate));
         let split = Split::start("pipe", image(length), &taps);
         sleep(Duration::from_millis(400));
-        let before = cpu_ticks(&split.running);
+        let before = split.running.cpu_ticks();
         sleep(Duration::from_millis(1500));
-        let ticks = cpu_ticks(&split.running) - before;
+        let ticks = split.running.cpu_ticks() - before;
         // Some 150 if it spins, and 50 beside others who do.
         assert!(ticks <= 20, "{case}: {ticks} hundredths of a second in 1.5 s");
     }

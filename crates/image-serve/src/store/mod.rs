@@ -37,7 +37,8 @@ pub(crate) enum Piece {
     Pipe(Endpoint, u64),
     /// In anonymous memory.
     Region(Region),
-    /// In ordinary memory, to be read any number of times.
+    /// In ordinary memory, to be read any number of times. To become an `Arc<[u8]>` it would be
+    /// copied, with memory that may not be there.
     Kept(Arc<Vec<u8>>),
     /// In the regular file that the image is: offset and length.
     Range(u64, u64),
