@@ -213,6 +213,12 @@ fn is_own(argument: &OsStr, own: &[OwnOption]) -> Option<bool> {
 }
 
 impl CriuOptions {
+    /// Where CRIU leaves its log: under `name` in `directory`, unless an option says otherwise.
+    pub fn log(&self, directory: &Path, name: &str) -> PathBuf {
+        let directory = self.work_dir.as_deref().unwrap_or(directory);
+        self.log_file.clone().unwrap_or_else(|| directory.join(name))
+    }
+
     fn take(
         &mut self,
         argument: OsString,
