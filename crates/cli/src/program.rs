@@ -16,6 +16,8 @@ pub enum Failure<E> {
     Usage(UsageError),
     /// It failed: exit status 1.
     Failed(E),
+    /// The command behind `--` failed: its exit status.
+    Command(E, u8),
 }
 
 impl<E> From<UsageError> for Failure<E> {
@@ -52,7 +54,7 @@ impl Program {
 
     /// Gives up what a program that only moves bytes never needs, before it looks at bytes from
     /// outside: from now on nothing that it might be made to start gains privileges by being
-    /// started. Not for a program that starts the user's commands, which may want to.
+    /// started. The user's commands may want to gain them (`sudo criu`): start them before.
     pub fn confine(&self) {
         // Kernels before 3.5 have no such thing.
         let _ = nix::sys::prctl::set_no_new_privs();
@@ -75,6 +77,10 @@ pub fn main<A: Parser, E: fmt::Display>(
         Err(Failure::Failed(error)) => {
             complain(name, error);
             ExitCode::from(1)
+        }
+        Err(Failure::Command(error, status)) => {
+            complain(name, error);
+            ExitCode::from(status)
         }
         Err(Failure::Usage(error)) => {
             complain(name, error);
@@ -129,7 +135,7 @@ fn one_line(error: &clap::Error) -> String {
 }
 
 /// One write a message, so that messages of two programs never mix.
-fn complain(name: &str, message: impl fmt::Display) {
+pub(crate) fn complain(name: &str, message: impl fmt::Display) {
     say(&format!("{name}: {message}\n"));
 }
 

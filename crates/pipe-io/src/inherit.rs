@@ -1,10 +1,15 @@
-//! What a program is started with: descriptors by number, signals that are ignored.
+//! What a program is started with: descriptors by number, the signals that are ignored or blocked,
+//! and how many descriptors it may have.
 
 use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
-use nix::sys::signal::Signal;
+use nix::sys::signal::{SigSet, Signal};
 use std::fmt;
+use std::io;
 use std::os::fd::{BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::process::CommandExt;
+use std::process::Command;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU8, Ordering};
 
 /// What a descriptor is wanted for.
@@ -61,15 +66,39 @@ pub fn take(number: RawFd, direction: Direction) -> Result<OwnedFd, Refusal> {
 /// Which of the descriptors 0, 1 and 2 the program was started without, as bits.
 static CLOSED_AT_START: AtomicU8 = AtomicU8::new(0);
 
+/// What a program that we start is to find as we have found it.
+#[derive(Clone, Copy, Debug)]
+struct Inherited {
+    blocked: SigSet,
+    /// Of the signals whose disposition we or Rust's start-up code change.
+    ignores_pipe: bool,
+    ignores_child: bool,
+    /// The soft and the hard limit of descriptors.
+    descriptors: (u64, u64),
+}
+
+static INHERITED: OnceLock<Inherited> = OnceLock::new();
+
 /// Runs before Rust's own start-up code, which opens `/dev/null` in the place of a standard
-/// descriptor that is closed: an image written there would be lost without a word.
+/// descriptor that is closed (an image written there would be lost without a word), and ignores
+/// SIGPIPE.
 // SAFETY: the section holds pointers to functions of this type, which the C library calls once
 // before `main`; the function needs nothing that is not there so early.
 #[used]
 #[unsafe(link_section = ".init_array")]
-static NOTE_CLOSED: extern "C" fn() = note_closed;
+static NOTE_INHERITED: extern "C" fn() = note_inherited;
 
-extern "C" fn note_closed() {
+extern "C" fn note_inherited() {
+    note_closed();
+    let _ = INHERITED.set(Inherited {
+        blocked: SigSet::thread_get_mask().unwrap_or_else(|_| SigSet::empty()),
+        ignores_pipe: is_ignored(Signal::SIGPIPE),
+        ignores_child: is_ignored(Signal::SIGCHLD),
+        descriptors: getrlimit(Resource::RLIMIT_NOFILE).unwrap_or_default(),
+    });
+}
+
+fn note_closed() {
     for number in 0..3 {
         // SAFETY: asks the kernel about a number; takes and gives no memory.
         if unsafe { libc::fcntl(number, libc::F_GETFD) } == -1 {
@@ -108,6 +137,41 @@ pub fn raise_descriptor_limit() -> u64 {
         Ok(()) => hard,
         Err(_) => soft,
     }
+}
+
+/// Lets the program that will be started find what we were started with: the signals that are
+/// blocked or ignored, and the limit of descriptors. Its environment and directory are ours as
+/// they are.
+pub fn pass_on(command: &mut Command) {
+    let Some(inherited) = INHERITED.get().copied() else { return };
+    let undo = move || {
+        if inherited.ignores_pipe {
+            ignore(libc::SIGPIPE);
+        }
+        if inherited.ignores_child {
+            ignore(libc::SIGCHLD);
+        }
+        let (soft, hard) = inherited.descriptors;
+        if hard > 0 {
+            let _ = setrlimit(Resource::RLIMIT_NOFILE, soft, hard);
+        }
+        inherited.blocked.thread_set_mask().map_err(io::Error::from)
+    };
+    // SAFETY: between fork and exec it makes four system calls at most, with memory of its own
+    // stack, and allocates nothing.
+    unsafe { command.pre_exec(undo) };
+}
+
+/// Sees to it that a child that has ended can be waited for: under a caller that ignores SIGCHLD
+/// the kernel would forget its status.
+pub fn keep_statuses() {
+    // SAFETY: installs no function, and takes no memory.
+    unsafe { libc::signal(libc::SIGCHLD, libc::SIG_DFL) };
+}
+
+fn ignore(signal: libc::c_int) {
+    // SAFETY: installs no function, and takes no memory.
+    unsafe { libc::signal(signal, libc::SIG_IGN) };
 }
 
 /// Whether the program was started with the signal ignored (as `nohup` does), which a polite
