@@ -13,15 +13,14 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitPidFlag, waitpid};
 use nix::unistd::Pid;
-use pipe_io::inherit;
 use pipe_io::poll::{self, PollFd, PollFlags};
-use pipe_io::process::ExitWatch;
+use pipe_io::process::{self, ExitWatch};
 use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::io::{self, ErrorKind};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::process::ExitStatusExt;
-use std::process::{self, Command, ExitStatus, Stdio};
+use std::process::{Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -45,7 +44,7 @@ const LET_GO: Duration = Duration::from_secs(1);
 pub struct Child {
     program: &'static str,
     place: Place,
-    child: process::Child,
+    child: std::process::Child,
     process: Arc<Process>,
     status: Option<ExitStatus>,
 }
@@ -100,8 +99,10 @@ impl Child {
         let mut command = Command::new(name);
         command.args(arguments).stdin(Stdio::null());
         command.stdout(io::stderr().as_fd().try_clone_to_owned()?);
-        inherit::pass_on(&mut command);
-        inherit::keep_statuses();
+        // Where stderr was closed it is /dev/null: a file of CRIU's that got its number would
+        // collect CRIU's messages.
+        process::as_our_caller(&mut command, &[0, 1, 2]);
+        process::keep_statuses_of_children();
         let stop = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
         // No signal comes between the start and the note of it.
         let mut running = running();
