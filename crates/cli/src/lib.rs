@@ -28,7 +28,7 @@ pub use commands::{CommandError, Commands};
 pub use counters::Counters;
 pub use descriptors::{Descriptors, UsageError};
 pub use identity::new_image_id;
-pub use operands::OutputFile;
+pub use operands::{OutputFile, Published};
 pub use pipe_io::reason;
 pub use place::Place;
 pub use program::{Failure, Program, failed, main, options, parse, wrong_usage};
