@@ -41,9 +41,10 @@ pub fn unblock_signals(command: &mut Command) {
     unsafe { command.pre_exec(unblock) };
 }
 
-/// Starts the program as our own caller would have started it: with the signals that were ignored
-/// and blocked when we were started, and without those of the descriptors 0, 1 and 2 that we were
-/// started without. `given` are the ones of these that the command sets itself.
+/// Starts the program as our own caller would have started it: with the signals ignored and
+/// blocked, and with the limit of descriptors, that we were started with, and without those of the
+/// descriptors 0, 1 and 2 that we were started without. `given` are the ones of these that the
+/// command sets itself.
 ///
 /// The standard library would start it with no signal blocked, and SIGPIPE never ignored.
 pub fn as_our_caller(command: &mut Command, given: &'static [RawFd]) {
