@@ -7,6 +7,7 @@
 
 mod args;
 mod cleanup;
+mod closing;
 mod commands;
 mod counters;
 mod descriptors;
@@ -22,6 +23,7 @@ mod stream_output;
 
 pub use args::{CommonArgs, ExternalFile, Fd};
 pub use cleanup::Cleanup;
+pub use closing::{Closing, ClosingError};
 pub use commands::{CommandError, Commands};
 pub use counters::Counters;
 pub use descriptors::{Descriptors, UsageError};

@@ -58,8 +58,7 @@ pub(crate) fn run(args: Args) -> Result<(), Failure<Error>> {
         };
         capture.progress.socket_init();
         capture.run()?;
-        capture.output.finish()?;
-        capture.progress.finished(&counters);
+        capture.finish()?.finished(&counters);
         Ok(())
     };
     capture().map_err(Failure::Failed)
@@ -119,6 +118,17 @@ impl Capture {
             }
         }
         Ok(())
+    }
+
+    /// Ends the stream, when its reader has all of it. What is not taken yet is the memory of the
+    /// process: where CRIU waits for the end of the stream, it must wait until then.
+    fn finish(self) -> Result<Progress, Error> {
+        let Capture { output, dump, progress, end_at_inventory, .. } = self;
+        let criu = dump.as_ref().filter(|_| end_at_inventory).map(Dump::as_fd);
+        match output.finish_while(criu)? {
+            true => Ok(progress),
+            false => Err(Error::DidNotWait),
+        }
     }
 
     /// Whether all of the image is in the stream. A dump that failed is an error, as soon as

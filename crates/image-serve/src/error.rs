@@ -2,7 +2,7 @@
 
 use crate::remap::RemapError;
 use crate::store::NoPipe;
-use cli::{InputError, Place, reason};
+use cli::{ClosingError, InputError, Place, reason};
 use criu_protocol::{ListenError, ProtocolError};
 use std::fmt;
 use std::io;
@@ -65,6 +65,12 @@ impl fmt::Display for Error {
             }
             Error::System(error) => f.write_str(&reason(error)),
         }
+    }
+}
+
+impl From<ClosingError> for Error {
+    fn from(ClosingError(place, error): ClosingError) -> Error {
+        Error::External(place, error)
     }
 }
 

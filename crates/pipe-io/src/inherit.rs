@@ -107,10 +107,11 @@ fn handler(signal: libc::c_int) -> Option<libc::sighandler_t> {
     (asked == 0).then_some(action.sa_sigaction)
 }
 
-/// Gives the calling process the signal dispositions and the signal mask that the program was
-/// started with, and closes those of the descriptors 0, 1 and 2 that it was started without,
-/// except `given`. For a child, between fork and exec: it allocates nothing.
+/// Gives the calling process the signal dispositions, the signal mask and the limit of descriptors
+/// that the program was started with, and closes those of the descriptors 0, 1 and 2 that it was
+/// started without, except `given`. For a child, between fork and exec: it allocates nothing.
 pub(crate) fn become_as_at_start(given: &[RawFd]) {
+    lower_descriptor_limit();
     let (ignored, blocked) =
         (IGNORED_AT_START.load(Ordering::Relaxed), BLOCKED_AT_START.load(Ordering::Relaxed));
     let mut mask = std::mem::MaybeUninit::<libc::sigset_t>::zeroed();
@@ -160,13 +161,30 @@ fn check_open(number: RawFd, direction: Direction) -> Result<(), Refusal> {
     }
 }
 
+/// How many descriptors the program might have before [`raise_descriptor_limit`]; 0 if that was not
+/// called.
+static DESCRIPTORS_AT_START: AtomicU64 = AtomicU64::new(0);
+
 /// Raises the number of descriptors that the program may have to what it is allowed to have, and
 /// returns that.
 pub fn raise_descriptor_limit() -> u64 {
     let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) else { return 0 };
     match setrlimit(Resource::RLIMIT_NOFILE, hard, hard) {
-        Ok(()) => hard,
+        Ok(()) => {
+            let first = Ordering::Relaxed;
+            let _ = DESCRIPTORS_AT_START.compare_exchange(0, soft, first, first);
+            hard
+        }
         Err(_) => soft,
+    }
+}
+
+/// Takes back what [`raise_descriptor_limit`] has done: programs that use `select` have no use for
+/// more than they know.
+fn lower_descriptor_limit() {
+    let soft = DESCRIPTORS_AT_START.load(Ordering::Relaxed);
+    if let (1.., Ok((_, hard))) = (soft, getrlimit(Resource::RLIMIT_NOFILE)) {
+        let _ = setrlimit(Resource::RLIMIT_NOFILE, soft, hard);
     }
 }
 

@@ -29,6 +29,7 @@ mod region;
 mod relay;
 pub mod socket;
 pub mod splice;
+mod taken;
 
 pub use endpoint::{Endpoint, FileId, Kind, Patient};
 pub use intake::Intake;
@@ -36,3 +37,4 @@ pub use mover::{MoveError, Mover};
 pub use reason::reason;
 pub use region::Region;
 pub use relay::relay;
+pub use taken::Pace;
