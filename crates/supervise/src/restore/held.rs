@@ -40,7 +40,7 @@ pub(super) struct Held {
     /// What `shard-merge` writes into, until it has succeeded.
     merged: Option<Tap>,
     /// The ids of the tree, when CRIU may be started as soon as they are free.
-    ids: Option<Vec<u8>>,
+    ids: Option<(Vec<u8>, Instant)>,
     bytes: u64,
     question: Option<Question>,
     /// The root of the tree, since CRIU has told it.
@@ -172,10 +172,10 @@ impl Held {
     /// Starts CRIU if the ids of the tree are free. One that somebody has left unreaped may become
     /// free in a moment.
     fn start_criu_if_possible(&mut self) -> Result<(), Cause> {
-        let Some(pstree) = self.ids.take() else { return Ok(()) };
+        let Some((pstree, since)) = self.ids.take() else { return Ok(()) };
         match ids::first_taken(&pstree) {
-            Some(taken) if taken.is_zombie && self.holder.began.elapsed() < UNREAPED => {
-                self.ids = Some(pstree);
+            Some(taken) if taken.is_zombie && since.elapsed() < UNREAPED => {
+                self.ids = Some((pstree, since));
                 Ok(())
             }
             Some(taken) => Err(Cause::Taken(taken)),
@@ -245,7 +245,7 @@ impl Held {
             (false, true) => ids::unpacked(&images),
             (false, false) => ids::served(&images),
         };
-        self.ids = Some(pstree.unwrap_or_default());
+        self.ids = Some((pstree.unwrap_or_default(), Instant::now()));
     }
 
     fn take_end(&mut self, role: Role, status: ExitStatus) {
