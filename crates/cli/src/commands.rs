@@ -280,14 +280,7 @@ impl fmt::Display for CommandError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             CommandError::System(place, error) => write!(f, "{place}: {}", reason(error)),
-            CommandError::Status(place, status) => match (status.code(), status.signal()) {
-                (Some(code), _) => write!(f, "{place}: failed with exit status {code}"),
-                (None, Some(number)) => match Signal::try_from(number) {
-                    Ok(signal) => write!(f, "{place}: killed by signal {number} ({signal})"),
-                    Err(_) => write!(f, "{place}: killed by signal {number}"),
-                },
-                (None, None) => write!(f, "{place}: failed"),
-            },
+            CommandError::Status(place, status) => write!(f, "{place}: {}", Failed(*status)),
             CommandError::Unread(place, bytes) => {
                 write!(f, "{place}: ended without reading the last {bytes} bytes of its shard")
             }
@@ -296,3 +289,19 @@ impl fmt::Display for CommandError {
 }
 
 impl std::error::Error for CommandError {}
+
+/// How a command has failed, in words.
+pub(crate) struct Failed(pub(crate) ExitStatus);
+
+impl fmt::Display for Failed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (self.0.code(), self.0.signal()) {
+            (Some(code), _) => write!(f, "failed with exit status {code}"),
+            (None, Some(number)) => match Signal::try_from(number) {
+                Ok(signal) => write!(f, "killed by signal {number} ({signal})"),
+                Err(_) => write!(f, "killed by signal {number}"),
+            },
+            (None, None) => f.write_str("failed"),
+        }
+    }
+}

@@ -96,15 +96,28 @@ impl Outputs {
     }
 
     /// Waits until all shards, which were closed, are complete, and only then gives the files
-    /// their names.
-    pub(crate) fn complete(mut self) -> Result<(), Error> {
+    /// their names. With `sync` they are all on the disk before the first of them has its name,
+    /// and the names are when this returns.
+    pub(crate) fn complete(mut self, sync: bool) -> Result<(), Error> {
         let start = Instant::now();
         self.await_relays(start)?;
         if let Some(mut commands) = self.commands.take() {
             commands.wait(|index| end(&self.counters, index, start))?;
         }
+        let failed = |place: Place| move |error| Error::Shard(place, error);
+        if sync {
+            for (place, file) in &self.files {
+                file.sync().map_err(failed(place.clone()))?;
+            }
+        }
+        let mut published = Vec::new();
         for (place, file) in self.files {
-            file.publish().map_err(|error| Error::Shard(place, error))?;
+            published.push((place.clone(), file.publish().map_err(failed(place))?));
+        }
+        if sync {
+            for (place, file) in published {
+                file.sync().map_err(failed(place))?;
+            }
         }
         Ok(())
     }

@@ -21,7 +21,7 @@ use wire_format::{Body, ImageId, Marker, Shard as ShardPlace};
 
 /// Does what the command line asks for.
 pub(crate) fn run(args: Args) -> Result<(), Failure<Error>> {
-    let Args { shard_fds, outputs, shards, filter, common } = args;
+    let Args { shard_fds, outputs, shards, filter, sync, common } = args;
     let plan = ShardPlan::new(&shard_fds, outputs, shards, filter, 1);
     let mut descriptors = Descriptors::default();
     let stdin = descriptors.take(&Place::Stdin, Direction::Input)?;
@@ -54,7 +54,7 @@ pub(crate) fn run(args: Args) -> Result<(), Failure<Error>> {
             density: PAGE as u64,
         };
         split.run(image_id, &mut outputs)?;
-        outputs.complete()?;
+        outputs.complete(sync)?;
         progress.finished(&counters);
         Ok(())
     };
