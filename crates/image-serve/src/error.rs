@@ -2,7 +2,7 @@
 
 use crate::remap::RemapError;
 use crate::store::NoPipe;
-use cli::{ChildError, Failure, InputError, Place, reason};
+use cli::{ChildError, ClosingError, Failure, InputError, Place, reason};
 use criu_protocol::{ListenError, ProtocolError};
 use std::fmt;
 use std::io;
@@ -98,6 +98,12 @@ impl fmt::Display for Error {
             Error::Command(error) => error.fmt(f),
             Error::System(error) => f.write_str(&reason(error)),
         }
+    }
+}
+
+impl From<ClosingError> for Error {
+    fn from(ClosingError(place, error): ClosingError) -> Error {
+        Error::External(place, error)
     }
 }
 

@@ -10,11 +10,8 @@
 //! that is asked for. Whatever fails before makes it say no: CRIU lets the tree run on then, and
 //! all others are ended.
 
-mod cause;
 mod held;
 mod report;
-
-pub use cause::Cause;
 
 use crate::criu_options::CriuOptions;
 use crate::filters;

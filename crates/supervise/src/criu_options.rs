@@ -46,6 +46,8 @@ pub struct CriuOptions {
     pub work_dir: Option<PathBuf>,
     /// `-j`: the tree has the caller's terminal.
     pub shell_job: bool,
+    /// `-J`: the tree is restored in a namespace that is there already.
+    pub joins_namespace: bool,
     /// `-R`, `-s`.
     pub leaves_tree: bool,
     /// Words that are no options of CRIU's, nor values of such: perhaps operands.
@@ -213,6 +215,12 @@ fn is_own(argument: &OsStr, own: &[OwnOption]) -> Option<bool> {
 }
 
 impl CriuOptions {
+    /// Where CRIU leaves its log: under `name` in `directory`, unless an option says otherwise.
+    pub fn log(&self, directory: &Path, name: &str) -> PathBuf {
+        let directory = self.work_dir.as_deref().unwrap_or(directory);
+        self.log_file.clone().unwrap_or_else(|| directory.join(name))
+    }
+
     fn take(
         &mut self,
         argument: OsString,
@@ -273,6 +281,7 @@ impl CriuOptions {
     ) -> Result<(), OptionError> {
         match full {
             "shell-job" => self.shell_job = true,
+            "join-ns" => self.joins_namespace = true,
             "leave-running" | "leave-stopped" => self.leaves_tree = true,
             _ => {}
         }

@@ -1,4 +1,5 @@
 //! What holds a process while its image is made safe.
+pub mod cause;
 pub mod checkpoint;
 pub mod criu_log;
 pub mod criu_options;
@@ -7,6 +8,9 @@ pub mod family;
 pub mod filters;
 pub mod front;
 pub mod gate;
+mod holder;
+pub mod ids;
+pub mod restore;
 pub mod scratch;
 pub mod shell;
 pub mod tell;
