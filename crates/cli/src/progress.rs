@@ -4,12 +4,21 @@ use crate::descriptors::STDERR;
 use crate::{Counters, Descriptors, Place, UsageError, program};
 use pipe_io::Endpoint;
 use pipe_io::inherit::Direction;
+use serde::Serialize;
 use std::io::Write;
 use std::os::fd::RawFd;
+use std::time::Duration;
 
 /// Where progress lines go. A reader that went away is no error.
 #[derive(Debug)]
 pub struct Progress(Sink);
+
+#[derive(Serialize)]
+struct Filled {
+    filled: u64,
+    total: u64,
+    fill_duration_millis: u64,
+}
 
 #[derive(Debug)]
 enum Sink {
@@ -39,6 +48,18 @@ impl Progress {
     /// The process is frozen.
     pub fn checkpoint_start(&mut self) {
         self.line("checkpoint-start");
+    }
+
+    /// The processes are let run, and their memory is on its way.
+    pub fn restored(&mut self) {
+        self.line("restored");
+    }
+
+    /// So many bytes of memory have come, of so many, in so much time.
+    pub fn filled(&mut self, filled: u64, total: u64, time: Duration) {
+        // Numbers in a struct: this has no way to fail.
+        let report = Filled { filled, total, fill_duration_millis: time.as_millis() as u64 };
+        self.line(&serde_json::to_string(&report).unwrap_or_default());
     }
 
     /// All is done: how much went where, as one line of JSON.

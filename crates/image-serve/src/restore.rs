@@ -1,6 +1,7 @@
 //! The restore: CRIU asks for files, and all that it has open are filled at once.
 
 use crate::error::Error;
+use crate::lazy::Lazy;
 use crate::outflow::Outflow;
 use crate::store::{Found, Pieces, Store};
 use criu_protocol::{Connection, Event, INVENTORY, Listener, ProtocolError};
@@ -24,6 +25,8 @@ pub(crate) struct Restore<'a> {
     pub(crate) outflows: Vec<Outflow>,
     /// Whether the file was handed out that every restore begins with.
     pub(crate) begun: bool,
+    /// The memory that comes late, and who must be connected before it is left out.
+    pub(crate) lazy: Option<&'a Lazy>,
     /// What went wrong first: one connection's misfortune does not end the others.
     pub(crate) failed: Option<Error>,
 }
@@ -168,6 +171,9 @@ impl Restore<'_> {
                     }
                 }
                 Event::Request(name) => {
+                    if let (Some(lazy), Ok(name)) = (self.lazy, &name) {
+                        lazy.check_request(name)?;
+                    }
                     // A name that no file can have is one that does not exist.
                     client.promised = name.ok().and_then(|name| {
                         let pieces = self.hand_out(&name)?;

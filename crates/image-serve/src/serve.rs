@@ -1,6 +1,7 @@
 //! From the stream to the restored process.
 
 use crate::error::Error;
+use crate::lazy::{Demand, Lazy};
 use crate::load::{self, Loaded};
 use crate::remap::{FILES, PortMove, RemapError, remap};
 use crate::restore::Restore;
@@ -21,9 +22,13 @@ pub(crate) fn run(args: Args) -> Result<(), Failure<Error>> {
     let mut progress = Progress::open(args.common.progress_fd.0, &mut descriptors)?;
     let external = descriptors.take_external(args.external, inherit::Direction::Output)?;
 
+    let demand = args.lazy.demand(&stdin, args.clients)?;
+
     let program = Program::new(NAME, args.common.verbose);
     let counters = Arc::new(Counters::new(1));
     let serve = || {
+        // Before there is a second thread.
+        let keeper = demand.as_ref().map(Demand::keeper).transpose()?;
         program.attend_signals(&counters).map_err(Error::System)?;
         program.confine();
         // Early, so that a directory that cannot be used shows before the image is read.
@@ -33,6 +38,7 @@ pub(crate) fn run(args: Args) -> Result<(), Failure<Error>> {
             Ok((listener, path))
         })
         .map_err(Error::Listen)?;
+        let lazy = keeper.map(|keeper| Lazy::listen(&args.images_dir, keeper)).transpose()?;
         let external = external
             .into_iter()
             .map(|(name, place, endpoint)| (name, (place, Some(endpoint))))
@@ -46,6 +52,12 @@ pub(crate) fn run(args: Args) -> Result<(), Failure<Error>> {
             let moved = store.change(FILES, |files| remap(files, &moves));
             moved.unwrap_or(Err(RemapError::NoFiles)).map_err(Error::Remap)?;
         }
+        let late = match (&lazy, &demand) {
+            (Some(lazy), Some(demand)) => {
+                Some(lazy.leave_out(&mut store, input.endpoint(), demand)?)
+            }
+            _ => None,
+        };
         program.note(store.census());
         progress.finished(&counters);
         progress.socket_init();
@@ -57,9 +69,13 @@ pub(crate) fn run(args: Args) -> Result<(), Failure<Error>> {
             clients: Vec::new(),
             outflows: Vec::new(),
             begun: false,
+            lazy: lazy.as_ref(),
             failed: None,
         };
-        restore.run()
+        match (&lazy, late) {
+            (Some(lazy), Some(late)) => lazy.serve(&late, &mut progress, || restore.run()),
+            _ => restore.run(),
+        }
     };
     serve().map_err(Failure::Failed)
 }
