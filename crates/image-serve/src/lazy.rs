@@ -17,16 +17,13 @@ use wire_format::FileName;
 
 /// The options of memory on demand.
 #[derive(Debug, clap::Args)]
-#[command(next_help_heading = "Memory on demand")]
+#[command(next_help_heading = "Serving")]
 pub(crate) struct LazyArgs {
     /// Let the processes run before their memory is there
-    ///
-    /// For `criu restore --stream --lazy-pages -D DIR`. stdin must be a regular
-    /// file. It ends when all memory is there or all processes have gone.
-    #[arg(long, verbatim_doc_comment)]
+    #[arg(long)]
     lazy: bool,
 
-    /// Fill memory by N threads [as many as CPUs]
+    /// Fill memory by N threads [one for each CPU]
     #[arg(long, value_name = "N", requires = "lazy")]
     threads: Option<NonZeroUsize>,
 

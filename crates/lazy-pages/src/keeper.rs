@@ -26,6 +26,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 /// A keeper that runs. It ends when this is dropped, unless there is something to be kept.
 #[derive(Debug)]
 pub struct Keeper {
+    program: &'static str,
     pid: Pid,
     exit: ExitWatch,
     /// Through which it is told of the processes.
@@ -40,7 +41,12 @@ impl Keeper {
         let keep = || keep(program, parent, processes.read.as_fd());
         let pid = shared::start(keep).map_err(Error::NoKeeper)?;
         let exit = ExitWatch::new(pid.as_raw() as u32).map_err(Error::NoKeeper)?;
-        Ok(Keeper { pid, exit, processes })
+        Ok(Keeper { program, pid, exit, processes })
+    }
+
+    /// Says something as the program.
+    pub(crate) fn say(&self, message: fmt::Arguments<'_>) {
+        say(self.program, message);
     }
 
     /// Tells of a process that is to be killed if we die.
@@ -88,7 +94,8 @@ fn keep(program: &str, parent: Pid, processes: BorrowedFd<'_>) -> u8 {
         Ok(memories) => let_go(program, tree, memories),
         // Nothing can be told apart: what is open stays so until we are killed.
         Err(error) => {
-            say(program, format_args!("{}: holds the memory as it is", pipe_io::reason(&error)));
+            let reason = pipe_io::reason(&error);
+            say(program, format_args!("keeper: {reason}: holds the processes where they are"));
             loop {
                 std::thread::park();
             }
@@ -127,23 +134,15 @@ fn let_go(program: &str, mut tree: Tree, mut memories: Vec<UserFault>) -> u8 {
     if memories.is_empty() {
         return 0;
     }
-    tree.add_children();
-    let numbers: Vec<_> = tree.numbers().map(|pid| pid.to_string()).collect();
-    let numbers = numbers.join(", ");
-    say(program, format_args!("has died: kills {numbers}, whose memory is incomplete"));
     let is_left = || {
         memories.retain(UserFault::is_alive);
         !memories.is_empty()
     };
-    tree.end(is_left, || say(program, format_args!("{UNFOUND}")));
+    tree.end(is_left, |message| say(program, format_args!("keeper: {message}")));
     0
 }
 
-/// What is said when processes live on.
-pub(crate) const UNFOUND: &str =
-    "a process with incomplete memory cannot be found: it is held where it misses memory";
-
 /// One write a message, as the programs do.
 fn say(program: &str, message: fmt::Arguments<'_>) {
-    let _ = Patient(io::stderr()).write_all(format!("{program}: keeper: {message}\n").as_bytes());
+    let _ = Patient(io::stderr()).write_all(format!("{program}: {message}\n").as_bytes());
 }

@@ -155,3 +155,150 @@ impl Layout {
         std::iter::once(&mut self.waiting).chain(&mut self.claims)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::HashMap;
+
+    const PAGE: u64 = 4096;
+    const FILLERS: usize = 2;
+
+    /// What belongs to each page, one by one: where it is in the pages image.
+    type Model = HashMap<u64, u64>;
+
+    fn layout(pages: u64) -> (Layout, Model) {
+        let mut layout = Layout::new(FILLERS);
+        layout.add(0, Range { length: pages * PAGE, file: 0, offset: 0, doubtful: false });
+        (layout, (0..pages).map(|page| (page, page)).collect())
+    }
+
+    fn found(layout: &Layout, page: u64) -> Option<u64> {
+        layout.find(page * PAGE).map(|range| range.offset / PAGE)
+    }
+
+    /// A row of numbers that looks random, and is always the same.
+    fn numbers(seed: u64) -> impl FnMut(u64) -> u64 {
+        let mut state = seed * 2 + 1;
+        move |below| {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            (state >> 33) % below
+        }
+    }
+
+    fn change(layout: &mut Layout, model: &mut Model, random: &mut impl FnMut(u64) -> u64) {
+        let (first, count, to) = (random(90), random(9) + 1, random(90));
+        let (start, end) = (first * PAGE, (first + count) * PAGE);
+        match random(6) {
+            0 => {
+                layout.remove(start, end);
+                model.retain(|page, _| !(first..first + count).contains(page));
+            }
+            // The kernel lets no memory move onto itself.
+            1 if to + count <= first || first + count <= to => {
+                layout.remap(start, to * PAGE, count * PAGE);
+                let moved: Vec<_> =
+                    (first..first + count).map(|page| model.remove(&page)).collect();
+                for (page, moved) in (to..).zip(moved) {
+                    model.remove(&page);
+                    model.extend(moved.map(|at| (page, at)));
+                }
+            }
+            // It is doubtful, but not forgotten.
+            2 => layout.unmap(start, end),
+            3 => drop(layout.claim(random(FILLERS as u64) as usize, count * PAGE)),
+            4 => {
+                let filler = random(FILLERS as u64) as usize;
+                if let Some((address, range)) = layout.claimed(filler).pop() {
+                    layout.done(filler, address, range.length);
+                    let pages = address / PAGE..(address + range.length) / PAGE;
+                    model.retain(|page, _| !pages.contains(page));
+                }
+            }
+            _ => {
+                layout.forget(start, PAGE);
+                model.remove(&first);
+            }
+        }
+    }
+
+    #[test]
+    fn every_page_is_where_its_process_has_moved_it() {
+        for seed in 0..200 {
+            let (mut layout, mut model) = layout(100);
+            let mut random = numbers(seed);
+            for step in 0..100 {
+                change(&mut layout, &mut model, &mut random);
+                for page in 0..110 {
+                    let expected = model.get(&page).copied();
+                    assert_eq!(found(&layout, page), expected, "page {page}, {seed}, {step}");
+                }
+            }
+            assert_eq!(layout.is_complete(), model.is_empty());
+        }
+    }
+
+    #[test]
+    fn a_child_lacks_what_its_parent_lacks() {
+        for seed in 0..50 {
+            let (mut layout, mut model) = layout(100);
+            let mut random = numbers(seed);
+            (0..30).for_each(|_| change(&mut layout, &mut model, &mut random));
+            layout.settled();
+            let child = layout.child();
+            for page in 0..110 {
+                assert_eq!(found(&child, page), model.get(&page).copied(), "page {page}, {seed}");
+                assert!(child.find(page * PAGE).is_none_or(|range| range.doubtful));
+            }
+        }
+    }
+
+    #[test]
+    fn a_child_that_was_forked_around_a_move_finds_its_pages_at_both_places() {
+        let (mut layout, _) = layout(4);
+        layout.claim(0, PAGE).unwrap();
+        layout.remap(0, 10 * PAGE, 2 * PAGE);
+        let before = layout.child();
+        let mut after = layout.child();
+        layout.remap(2 * PAGE, 20 * PAGE, PAGE);
+        after.also(&layout.part(20 * PAGE, 21 * PAGE));
+        for (page, expected) in [(0, 0), (1, 1), (10, 0), (11, 1), (2, 2), (3, 3)] {
+            assert_eq!(found(&before, page), Some(expected), "page {page}");
+            assert_eq!(found(&after, page), Some(expected), "page {page}");
+        }
+        assert_eq!((found(&before, 20), found(&after, 20)), (None, Some(2)));
+        layout.settled();
+        assert_eq!(found(&layout.child(), 0), None);
+    }
+
+    #[test]
+    fn what_was_dropped_does_not_come_back_in_a_child() {
+        let (mut layout, _) = layout(4);
+        layout.remap(0, 10 * PAGE, 2 * PAGE);
+        layout.remove(0, PAGE);
+        layout.remove(10 * PAGE, 11 * PAGE);
+        let child = layout.child();
+        assert_eq!((found(&child, 0), found(&child, 10)), (None, None));
+        assert_eq!((found(&child, 1), found(&child, 11)), (Some(1), Some(1)));
+    }
+
+    #[test]
+    fn what_lies_behind_the_last_fault_comes_next() {
+        let (mut layout, _) = layout(100);
+        layout.forget(50 * PAGE, PAGE);
+        let offset = |claim: Option<Claim>| claim.unwrap().offset / PAGE;
+        assert_eq!(offset(layout.claim(0, 2 * PAGE)), 51);
+        assert_eq!(offset(layout.claim(1, 100 * PAGE)), 53);
+        assert_eq!(offset(layout.claim(0, PAGE)), 0);
+    }
+
+    #[test]
+    fn unmapped_memory_is_doubtful_wherever_it_moves() {
+        let (mut layout, _) = layout(4);
+        layout.unmap(PAGE, 3 * PAGE);
+        layout.remap(0, 10 * PAGE, 4 * PAGE);
+        let doubtful: Vec<_> =
+            (10..14).map(|page| layout.find(page * PAGE).unwrap().doubtful).collect();
+        assert_eq!(doubtful, [false, true, true, false]);
+    }
+}

@@ -2,7 +2,7 @@
 //! follows what the processes do; the fillers bring the rest meanwhile.
 
 use crate::connection::{Connection, Event};
-use crate::keeper::{Keeper, UNFOUND};
+use crate::keeper::Keeper;
 use crate::space::{Answer, Space};
 use crate::tree::Tree;
 use crate::work::Work;
@@ -317,13 +317,15 @@ impl<T: FnMut(Moment)> Serving<'_, T> {
         }
     }
 
+    /// Ends all processes whose memory is not complete.
     fn end_processes(&mut self) {
         let spaces = &mut self.spaces;
-        let is_left = || {
+        let mut is_left = || {
             spaces.retain(|space| space.is_alive());
             !spaces.is_empty()
         };
-        self.tree.end(is_left, || eprintln!("{UNFOUND}"));
-        self.spaces.clear();
+        if is_left() {
+            self.tree.end(is_left, |message| self.keeper.say(message));
+        }
     }
 }

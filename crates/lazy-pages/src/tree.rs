@@ -4,6 +4,7 @@ use nix::sys::signal::Signal;
 use pipe_io::poll;
 use pipe_io::process::ExitWatch;
 use std::collections::BTreeMap;
+use std::fmt;
 use std::fs;
 use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::thread;
@@ -50,39 +51,43 @@ impl Tree {
         new
     }
 
-    /// Kills all of them, and their children, until none of their memory is left. What still
-    /// lives after some time is `told` of, and waited for: to let go of the memory would be to
-    /// give it zeros.
-    pub(crate) fn end(&mut self, mut is_memory_left: impl FnMut() -> bool, told: impl FnOnce()) {
+    /// Kills all of them, and their children, until none of their memory is left, and says so.
+    /// What still lives after some time is waited for: to let go of its memory would be to give it
+    /// zeros.
+    pub(crate) fn end(
+        &mut self,
+        mut is_memory_left: impl FnMut() -> bool,
+        say: impl Fn(fmt::Arguments<'_>),
+    ) {
         const SHORTEST: Duration = Duration::from_millis(1);
         const LONGEST: Duration = Duration::from_millis(100);
 
+        self.prune();
+        self.add_children();
+        let numbers: Vec<_> = self.0.keys().map(i32::to_string).collect();
+        say(format_args!("kills {}: their memory is incomplete", numbers.join(", ")));
         let begun = Instant::now();
-        let (mut told, mut pause) = (Some(told), SHORTEST);
+        let (mut is_told, mut pause) = (false, SHORTEST);
         loop {
-            self.add_children();
             for process in self.0.values() {
                 let _ = process.send(Signal::SIGKILL);
             }
             if !is_memory_left() {
                 return;
             }
-            if begun.elapsed() > PATIENCE {
-                told.take().into_iter().for_each(|told| told());
+            if begun.elapsed() > PATIENCE && !is_told {
+                is_told = true;
+                say(format_args!("holds processes that cannot be found where they lack memory"));
             }
             thread::sleep(pause);
             pause = (pause * 2).min(LONGEST);
+            self.add_children();
         }
     }
 
     /// The descriptors that it holds.
     pub(crate) fn descriptors(&self) -> Vec<RawFd> {
         self.0.values().map(|watch| watch.as_fd().as_raw_fd()).collect()
-    }
-
-    /// Their numbers.
-    pub(crate) fn numbers(&self) -> impl Iterator<Item = i32> + '_ {
-        self.0.keys().copied()
     }
 }
 
