@@ -140,7 +140,7 @@ impl Lazy {
     pub(crate) fn serve(
         &self,
         late: &LateMemory,
-        progress: &mut Progress,
+        progress: &Progress,
         stream: impl FnOnce() -> Result<(), Error>,
     ) -> Result<(), Error> {
         let LateMemory { pages, threads } = late;

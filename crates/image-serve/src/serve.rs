@@ -19,7 +19,7 @@ pub(crate) fn run(args: Args) -> Result<(), Failure<Error>> {
     check_moves(&args.tcp_listen_remap)?;
     let mut descriptors = Descriptors::default();
     let stdin = descriptors.take(&Place::Stdin, inherit::Direction::Input)?;
-    let mut progress = Progress::open(args.common.progress_fd.0, &mut descriptors)?;
+    let progress = Progress::open(args.common.progress_fd.0, &mut descriptors)?;
     let external = descriptors.take_external(args.external, inherit::Direction::Output)?;
 
     let demand = args.lazy.demand(&stdin, args.clients)?;
@@ -68,12 +68,14 @@ pub(crate) fn run(args: Args) -> Result<(), Failure<Error>> {
             awaited: args.clients.get(),
             clients: Vec::new(),
             outflows: Vec::new(),
+            progress: &progress,
+            has_room: false,
             begun: false,
             lazy: lazy.as_ref(),
             failed: None,
         };
         match (&lazy, late) {
-            (Some(lazy), Some(late)) => lazy.serve(&late, &mut progress, || restore.run()),
+            (Some(lazy), Some(late)) => lazy.serve(&late, &progress, || restore.run()),
             _ => restore.run(),
         }
     };

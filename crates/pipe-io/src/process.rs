@@ -6,8 +6,8 @@ use nix::unistd::{Pid, setsid};
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
-use std::os::unix::process::CommandExt;
-use std::process::Command;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::process::{Command, ExitStatus};
 
 /// A descriptor that [`crate::poll`] finds readable when the process has ended. It names this
 /// process for ever, as a number does not.
@@ -95,6 +95,31 @@ fn ignore(number: Signal) -> nix::Result<()> {
 pub fn keep_statuses_of_children() {
     // SAFETY: the default action is no handler.
     let _ = unsafe { signal(Signal::SIGCHLD, SigHandler::SigDfl) };
+}
+
+/// Takes the status of a child that has ended, whichever it is; `None` if none has.
+///
+/// # Errors
+///
+/// `ECHILD` if there are no children.
+pub fn reap_any() -> io::Result<Option<(Pid, ExitStatus)>> {
+    wait_now(-1)
+}
+
+/// Takes the status of this child if it has ended.
+pub fn reap(child: Pid) -> io::Result<Option<ExitStatus>> {
+    Ok(wait_now(child.as_raw())?.map(|(_, status)| status))
+}
+
+/// nix's `waitpid` fails for a child that a real-time signal has killed, and its status is lost.
+fn wait_now(which: libc::pid_t) -> io::Result<Option<(Pid, ExitStatus)>> {
+    let mut status = 0;
+    // SAFETY: the kernel writes one int, to a valid place.
+    match unsafe { libc::waitpid(which, &mut status, libc::WNOHANG) } {
+        -1 => Err(io::Error::last_os_error()),
+        0 => Ok(None),
+        pid => Ok(Some((Pid::from_raw(pid), ExitStatus::from_raw(status)))),
+    }
 }
 
 /// The two processes after [`fork`].
