@@ -4,7 +4,7 @@ use crate::directory::Directory;
 use crate::error::Error;
 use crate::walk::{Visitor, walk};
 use crate::{Args, NAME};
-use cli::{Counters, Descriptors, Failure, Place, Program, Progress, StreamInput};
+use cli::{Closing, Counters, Descriptors, Failure, Place, Program, Progress, StreamInput};
 use pipe_io::Endpoint;
 use pipe_io::inherit::{Direction, raise_descriptor_limit};
 use std::collections::{HashMap, HashSet};
@@ -72,6 +72,8 @@ struct External {
     places: HashMap<FileName, Place>,
     /// Those that are not complete.
     open: HashMap<FileName, Endpoint>,
+    /// Those that are.
+    closing: Closing,
 }
 
 impl Extraction {
@@ -81,6 +83,7 @@ impl Extraction {
         {
             return Err(Error::NoSuchFile(name));
         }
+        self.external.closing.finish()?;
         self.directory.publish()
     }
 }
@@ -103,7 +106,7 @@ impl External {
             places.insert(name.clone(), place);
             open.insert(name, endpoint);
         }
-        External { places, open }
+        External { places, open, closing: Closing::default() }
     }
 }
 
@@ -141,8 +144,13 @@ impl Visitor for Extraction {
     }
 
     fn end(&mut self, name: &FileName) -> Result<(), Error> {
-        let file = self.external.open.remove(name).or_else(|| self.open.remove(name));
-        match file.map(|file| self.directory.close(file)) {
+        if let (Some(file), Some(place)) =
+            (self.external.open.remove(name), self.external.places.get(name))
+        {
+            self.directory.sync(&file).map_err(|error| self.failed(name, error))?;
+            return Ok(self.external.closing.add(place.clone(), file)?);
+        }
+        match self.open.remove(name).map(|file| self.directory.close(file)) {
             Some(Err(error)) => Err(self.failed(name, error)),
             _ => Ok(()),
         }

@@ -2,7 +2,7 @@
 
 use crate::remap::RemapError;
 use crate::store::NoPipe;
-use cli::{InputError, Place, reason};
+use cli::{ChildError, ClosingError, Failure, InputError, Place, reason};
 use criu_protocol::{ListenError, ProtocolError};
 use lazy_pages::PagemapError;
 use std::fmt;
@@ -48,6 +48,8 @@ pub(crate) enum Error {
     Pages(FileName, FileName),
     /// CRIU reads this file as if no memory were to come late.
     NotLazy(FileName),
+    /// The command behind `--` has not done its part.
+    Command(ChildError),
     /// The system refuses something basic.
     System(io::Error),
 }
@@ -55,6 +57,29 @@ pub(crate) enum Error {
 /// What restores all that a stream cannot.
 const FROM_DIRECTORY: &str =
     "(restore from a directory: criu-restore --directory, or image-extract and criu restore)";
+
+impl Error {
+    /// Whether the restore is known to have failed only by what CRIU left undone: then the command
+    /// that has started CRIU says more.
+    pub(crate) fn is_effect_of_criu_s_end(&self) -> bool {
+        matches!(
+            self,
+            Error::NotRestored
+                | Error::Protocol(ProtocolError::Truncated)
+                | Error::Lazy(lazy_pages::Error::NotRestored)
+        )
+    }
+
+    pub(crate) fn into_failure(self) -> Failure<Error> {
+        match &self {
+            Error::Command(error) => {
+                let status = error.exit_status();
+                Failure::Command(self, status)
+            }
+            _ => Failure::Failed(self),
+        }
+    }
+}
 
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -92,8 +117,15 @@ impl fmt::Display for Error {
                 "CRIU: {name}: asked for without a connection to lazy-pages.socket: \
                  criu restore needs --lazy-pages, and its working directory is DIR"
             ),
+            Error::Command(error) => error.fmt(f),
             Error::System(error) => f.write_str(&reason(error)),
         }
+    }
+}
+
+impl From<ClosingError> for Error {
+    fn from(ClosingError(place, error): ClosingError) -> Error {
+        Error::External(place, error)
     }
 }
 
@@ -112,5 +144,11 @@ impl From<ProtocolError> for Error {
 impl From<lazy_pages::Error> for Error {
     fn from(error: lazy_pages::Error) -> Error {
         Error::Lazy(error)
+    }
+}
+
+impl From<ChildError> for Error {
+    fn from(error: ChildError) -> Error {
+        Error::Command(error)
     }
 }

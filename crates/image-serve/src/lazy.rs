@@ -28,7 +28,7 @@ pub(crate) struct LazyArgs {
     threads: Option<NonZeroUsize>,
 
     /// Read all of the image before CRIU may be started
-    #[arg(long, requires = "lazy")]
+    #[arg(long, requires = "lazy", hide_short_help = true)]
     verify_first: bool,
 }
 

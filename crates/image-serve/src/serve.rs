@@ -8,7 +8,8 @@ use crate::restore::Restore;
 use crate::store::Pipes;
 use crate::{Args, NAME};
 use cli::{
-    Cleanup, Counters, Descriptors, Failure, Place, Program, Progress, StreamInput, UsageError,
+    Child, Cleanup, Counters, Descriptors, Failure, Place, Program, Progress, StreamInput,
+    UsageError,
 };
 use criu_protocol::{Direction, Listener};
 use pipe_io::inherit;
@@ -26,11 +27,15 @@ pub(crate) fn run(args: Args) -> Result<(), Failure<Error>> {
 
     let program = Program::new(NAME, args.common.verbose);
     let counters = Arc::new(Counters::new(1));
-    let serve = || {
+    let mut child = None;
+    let outcome = (|| {
         // Before there is a second thread.
         let keeper = demand.as_ref().map(Demand::keeper).transpose()?;
         program.attend_signals(&counters).map_err(Error::System)?;
-        program.confine();
+        // What is started later may gain privileges: sudo.
+        if args.command.command.is_empty() {
+            program.confine();
+        }
         // Early, so that a directory that cannot be used shows before the image is read.
         let (listener, _socket) = Cleanup::of(|| {
             let listener = Listener::bind(&args.images_dir, Direction::Serve)?;
@@ -61,6 +66,8 @@ pub(crate) fn run(args: Args) -> Result<(), Failure<Error>> {
         program.note(store.census());
         progress.finished(&counters);
         progress.socket_init();
+        child = Child::start(NAME, &args.command.command)?;
+        program.confine();
         let restore = Restore {
             store,
             image: input.endpoint(),
@@ -75,11 +82,12 @@ pub(crate) fn run(args: Args) -> Result<(), Failure<Error>> {
             failed: None,
         };
         match (&lazy, late) {
-            (Some(lazy), Some(late)) => lazy.serve(&late, &progress, || restore.run()),
-            _ => restore.run(),
+            (Some(lazy), Some(late)) => lazy.serve(&late, &progress, || restore.run(&mut child)),
+            _ => restore.run(&mut child),
         }
-    };
-    serve().map_err(Failure::Failed)
+    })();
+    // The socket, the image and all that CRIU reads from are closed.
+    Child::conclude(child, outcome, Error::is_effect_of_criu_s_end).map_err(Error::into_failure)
 }
 
 /// A port cannot move to two others. Two may move to one, if they are of different addresses.

@@ -33,6 +33,7 @@ mod relay;
 pub mod shared;
 pub mod socket;
 pub mod splice;
+mod taken;
 pub mod userfault;
 
 pub use endpoint::{Endpoint, FileId, Kind, Patient};
@@ -42,3 +43,4 @@ pub use random::random;
 pub use reason::reason;
 pub use region::Region;
 pub use relay::relay;
+pub use taken::Pace;

@@ -3,6 +3,7 @@
 use crate::error::Error;
 use crate::outputs::Outputs;
 use crate::room::{self, Room};
+use crate::settle::settle;
 use crate::shard::Shard;
 use crate::{Args, NAME};
 use cli::{
@@ -21,7 +22,7 @@ use wire_format::{Body, ImageId, Marker, Shard as ShardPlace};
 
 /// Does what the command line asks for.
 pub(crate) fn run(args: Args) -> Result<(), Failure<Error>> {
-    let Args { shard_fds, outputs, shards, filter, common } = args;
+    let Args { shard_fds, outputs, shards, filter, sync, common } = args;
     let plan = ShardPlan::new(&shard_fds, outputs, shards, filter, 1);
     let mut descriptors = Descriptors::default();
     let stdin = descriptors.take(&Place::Stdin, Direction::Input)?;
@@ -54,7 +55,7 @@ pub(crate) fn run(args: Args) -> Result<(), Failure<Error>> {
             density: PAGE as u64,
         };
         split.run(image_id, &mut outputs)?;
-        outputs.complete()?;
+        outputs.complete(sync)?;
         progress.finished(&counters);
         Ok(())
     };
@@ -121,11 +122,12 @@ impl Split {
         for (index, shard) in (0..).zip(&mut self.shards) {
             shard.identify(image_id, ShardPlace { index, count });
         }
-        let written = self.write_image().and_then(|()| self.settle(outputs));
+        let written = self.write_image().and_then(|last| settle(&mut self.shards, last, outputs));
         written.map_err(|error| outputs.explain(error))
     }
 
-    fn write_image(&mut self) -> Result<(), Error> {
+    /// Writes all of the image but its end, which is returned.
+    fn write_image(&mut self) -> Result<Marker, Error> {
         // The first marker was read; it may be all that there is.
         while !self.pending.ends_with(&[Body::ImageEof]) {
             if self.pending.len() >= Split::PENDING_MAX {
@@ -137,7 +139,9 @@ impl Split {
                 body => self.pending.push(body),
             }
         }
-        self.write_pending()
+        self.pending.pop();
+        self.write_pending()?;
+        Ok(Marker::new(self.next_seq, Body::ImageEof))
     }
 
     /// Comes back when the input has a marker, or its end. While there is none, nothing is held
@@ -352,25 +356,5 @@ impl Split {
             shard.owe(window.get(..read).unwrap_or_default())?;
         }
         Ok(())
-    }
-
-    /// Closes the shards, each as soon as it has all that was promised to it: whoever merges them
-    /// may have to see the end of one before it reads more of another.
-    fn settle(&mut self, outputs: &mut Outputs) -> Result<(), Error> {
-        loop {
-            self.pay_debts()?;
-            let now = Instant::now();
-            let (owed, paid): (Vec<_>, Vec<_>) = self.shards.drain(..).partition(Shard::is_in_debt);
-            self.shards = owed;
-            self.shards.iter_mut().for_each(|shard| shard.note_room(false, now));
-            for mut shard in paid {
-                shard.note_room(true, now);
-                outputs.close(shard)?;
-            }
-            if self.shards.is_empty() {
-                return Ok(());
-            }
-            self.wait_for_shards(PollFlags::empty())?;
-        }
     }
 }
