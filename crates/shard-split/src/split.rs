@@ -27,7 +27,7 @@ pub(crate) fn run(args: Args) -> Result<(), Failure<Error>> {
     let mut descriptors = Descriptors::default();
     let stdin = descriptors.take(&Place::Stdin, Direction::Input)?;
     let mut ends = descriptors.take_shards(plan.fds().iter().copied(), Direction::Output)?;
-    let mut progress = Progress::open(common.progress_fd.0, &mut descriptors)?;
+    let progress = Progress::open(common.progress_fd.0, &mut descriptors)?;
 
     let begun = plan.begin(NAME, common.verbose);
     let (_, counters) = begun.map_err(|error| Failure::Failed(Error::System(error)))?;
