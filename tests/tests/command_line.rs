@@ -79,7 +79,7 @@ fn image_extract_unpacks_nothing_without_a_directory() {
 /// Options that would have no meaning are not passed over.
 #[test]
 fn an_option_of_another_mode_is_wrong_usage() {
-    let wrong: [(&str, &[&str]); 11] = [
+    let wrong: [(&str, &[&str]); 13] = [
         ("shard-split", &["-n", "2"]),
         ("shard-split", &["-n", "2", "a", "b"]),
         ("shard-split", &["-n", "2", "-s", "11"]),
@@ -90,6 +90,8 @@ fn an_option_of_another_mode_is_wrong_usage() {
         ("image-extract", &["--json", "-D", "."]),
         ("image-extract", &["--json", "--verify"]),
         ("image-extract", &["--sync", "--list"]),
+        ("image-extract", &["--mode", "644", "--list"]),
+        ("image-extract", &["--mode", "644", "--verify"]),
         ("image-extract", &["--verify", "--list"]),
     ];
     for (name, arguments) in wrong {
