@@ -93,7 +93,8 @@ install:
 	    section="$(DESTDIR)$(MANDIR)/man$${page##*.}"; \
 	    $(INSTALL) -d "$$section"; \
 	    $(INSTALL) -m 644 "$$page" "$$section"; \
-	    sed -i 's|/usr/local/libexec/|$(LIBEXECDIR)/|' "$$section/$${page##*/}"; \
+	    sed -i -e 's|/usr/local/libexec/|$(LIBEXECDIR)/|' \
+	        -e 's|/usr/local/share/doc/criu\\-stream\\-utils|$(DOCDIR)|' "$$section/$${page##*/}"; \
 	done
 
 install-strip:
