@@ -8,7 +8,7 @@ use nix::sys::wait::{Id, WaitPidFlag, waitid};
 use nix::unistd::{Pid, setsid};
 use std::fs;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Command, ExitStatus};
 use std::thread;
@@ -23,6 +23,21 @@ impl ExitWatch {
     pub fn new(pid: u32) -> io::Result<ExitWatch> {
         // Kernels before Linux 5.3 have no pidfd, and some sandboxes refuse it.
         pidfd(pid).or_else(|_| exit_pipe(pid)).map(ExitWatch)
+    }
+
+    /// Sends a signal to this process, and never to another that has its number now. That it has
+    /// ended is no error.
+    pub fn send(&self, signal: Signal) -> io::Result<()> {
+        let (fd, signal) = (self.0.as_raw_fd(), signal as libc::c_int);
+        let none = std::ptr::null::<libc::siginfo_t>();
+        // SAFETY: takes numbers; without a structure it tells the receiver what `kill` would.
+        match unsafe { libc::syscall(libc::SYS_pidfd_send_signal, fd, signal, none, 0) } {
+            0 => Ok(()),
+            _ => match io::Error::last_os_error() {
+                error if error.raw_os_error() == Some(libc::ESRCH) => Ok(()),
+                error => Err(error),
+            },
+        }
     }
 }
 

@@ -27,11 +27,13 @@ pub(crate) fn run(args: Args) -> Result<(), Failure<Error>> {
     let mut descriptors = Descriptors::default();
     let stdin = descriptors.take(&Place::Stdin, Direction::Input)?;
     let mut ends = descriptors.take_shards(plan.fds().iter().copied(), Direction::Output)?;
-    let mut progress = Progress::open(common.progress_fd.0, &mut descriptors)?;
+    let progress = Progress::open(common.progress_fd.0, &mut descriptors)?;
 
     let begun = plan.begin(NAME, common.verbose);
     let (_, counters) = begun.map_err(|error| Failure::Failed(Error::System(error)))?;
-    ends.extend(plan.open_outputs().map_err(|error| error.into_failure(Error::Shard))?);
+    ends.extend(
+        plan.open_outputs(&mut descriptors).map_err(|error| error.into_failure(Error::Shard))?,
+    );
 
     let split = || {
         let mut input = StreamInput::new(Place::Stdin, stdin);

@@ -1,7 +1,9 @@
 //! The restore goes on: what has happened so far, and what follows from it.
 
 use super::Plan;
+use super::image::Image;
 use super::report::{End, Report};
+use crate::archive;
 use crate::cause::Cause;
 use crate::events::Event;
 use crate::family::{HasEnded, Role, Stat, signal_all};
@@ -12,9 +14,11 @@ use crate::holder::{Holder, Weight};
 use crate::ids;
 use crate::scratch::Scratch;
 use crate::shell::{Part, Shell};
-use crate::tell::{Bytes, Rate, Seconds, Voice};
+use crate::stdio;
+use crate::tell::{Bytes, Rate, Seconds, Voice, print_line};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use pipe_io::process;
 use std::fs::{self, DirBuilder};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::DirBuilderExt;
@@ -39,8 +43,10 @@ pub(super) struct Held {
     parts: Vec<Option<Tap>>,
     /// What `shard-merge` writes into, until it has succeeded.
     merged: Option<Tap>,
-    /// The ids of the tree, when CRIU may be started as soon as they are free.
-    ids: Option<Vec<u8>>,
+    /// The processes of the tree, when CRIU may be started as soon as their ids are free.
+    ids: Option<(Vec<u8>, Instant)>,
+    /// What CRIU is told of the standard descriptors.
+    inherited: Vec<String>,
     bytes: u64,
     question: Option<Question>,
     /// The root of the tree, since CRIU has told it.
@@ -68,6 +74,7 @@ impl Held {
             parts: Vec::new(),
             merged: None,
             ids: None,
+            inherited: Vec::new(),
             bytes: 0,
             question: None,
             root: None,
@@ -172,10 +179,13 @@ impl Held {
     /// Starts CRIU if the ids of the tree are free. One that somebody has left unreaped may become
     /// free in a moment.
     fn start_criu_if_possible(&mut self) -> Result<(), Cause> {
-        let Some(pstree) = self.ids.take() else { return Ok(()) };
+        if self.holder.family.running(Role::Tar).is_some() {
+            return Ok(());
+        }
+        let Some((pstree, since)) = self.ids.take() else { return Ok(()) };
         match ids::first_taken(&pstree) {
-            Some(taken) if taken.is_zombie && self.holder.began.elapsed() < UNREAPED => {
-                self.ids = Some(pstree);
+            Some(taken) if taken.is_zombie && since.elapsed() < UNREAPED => {
+                self.ids = Some((pstree, since));
                 Ok(())
             }
             Some(taken) => Err(Cause::Taken(taken)),
@@ -196,6 +206,9 @@ impl Held {
         }
         criu.arg("--work-dir").arg(self.logs());
         criu.args(["-v4", "--log-file", "restore.log"]);
+        for inherited in &self.inherited {
+            criu.args(["--inherit-fd", inherited]);
+        }
         gate.ask_here(&mut criu, self.plan.time_limit + CRIU_GRACE + AFTER_KILL);
         criu.args(&self.plan.criu_options.arguments);
         // A log of an earlier run must not be taken for this one's.
@@ -239,13 +252,39 @@ impl Held {
         if self.holder.has_failed() {
             return;
         }
-        let images = self.images();
-        let pstree = match (self.plan.criu_options.joins_namespace, self.plan.by_directory) {
-            (true, _) => Ok(Vec::new()),
-            (false, true) => ids::unpacked(&images),
-            (false, false) => ids::served(&images),
-        };
-        self.ids = Some(pstree.unwrap_or_default());
+        match self.look_into_image() {
+            Ok(pstree) => self.ids = Some((pstree, Instant::now())),
+            Err(cause) => self.holder.fail(cause),
+        }
+    }
+
+    /// Takes from the image what must be known or there before CRIU reads it, and returns the list
+    /// of its processes.
+    fn look_into_image(&mut self) -> Result<Vec<u8>, Cause> {
+        let mut image = Image::open(&self.images(), self.plan.by_directory);
+        let pstree = image.read(ids::PSTREE);
+        if self.plan.stdio {
+            let mut read = |name: &str| image.read(name);
+            let mut images = stdio::Images { pstree: &pstree, read: &mut read };
+            self.inherited = images.inherited();
+        }
+        if let Some(archive) = image.archive() {
+            match self.plan.files {
+                true => self.start_tar(archive)?,
+                false => self.holder.voice.say(format_args!(
+                    "the image has files that go with the tree: --fs puts them back"
+                )),
+            }
+        }
+        let joins = self.plan.criu_options.joins_namespace;
+        Ok(if joins { Vec::new() } else { pstree })
+    }
+
+    fn start_tar(&mut self, archive: OwnedFd) -> Result<(), Cause> {
+        let mut tar = archive::unpack().map_err(|error| Cause::NotStarted(Role::Tar, error))?;
+        tar.stdin(archive).stdout(Stdio::null());
+        process::in_a_new_session(&mut tar);
+        self.holder.start(Role::Tar, tar)
     }
 
     fn take_end(&mut self, role: Role, status: ExitStatus) {
@@ -294,6 +333,7 @@ impl Held {
             Role::Criu if success => self.holder.fail(Cause::DidNotAsk),
             Role::Criu if self.holder.has_let_go => self.holder.fail(ended),
             Role::Criu => self.holder.suspect(ended, Weight::Criu),
+            Role::Tar if !success => self.holder.fail(ended),
             _ => {}
         }
     }
@@ -424,8 +464,12 @@ impl Held {
         let (bytes, rate) = (Bytes(self.bytes), Rate(self.bytes, self.duration()));
         let time = Seconds(self.duration());
         voice.last_unless_quiet(format_args!("restored: {bytes}, {rate}; in {time}"));
-        if self.plan.json {
-            self.report().print();
+        self.print_report();
+    }
+
+    fn print_report(&self) {
+        if let Some(json) = &self.plan.json {
+            print_line(json, &self.report().json());
         }
     }
 
@@ -439,9 +483,7 @@ impl Held {
         if let Some(cause) = self.holder.cause() {
             let (left, state) = (self.holder.left_over(), self.state());
             self.holder.voice.last(format_args!("FAILED: {cause}{left}; {state}"));
-            if self.plan.json {
-                self.report().print();
-            }
+            self.print_report();
             return self.holder.failed_outcome();
         }
         match self.tree_ended.map(|status| (status.code(), status.signal())) {
