@@ -32,7 +32,7 @@ impl Progress {
     pub fn open(fd: RawFd, descriptors: &mut Descriptors) -> Result<Progress, UsageError> {
         let place = Place::Progress { fd };
         if fd == STDERR {
-            descriptors.claim(fd, &place)?;
+            descriptors.claim_number(fd, &place)?;
             return Ok(Progress(Sink::Stderr));
         }
         match descriptors.take(&place, Direction::Output) {

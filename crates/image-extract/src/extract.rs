@@ -29,7 +29,7 @@ pub(crate) fn run(directory: PathBuf, args: Args) -> Result<(), Failure<Error>> 
         // As many files are open at once as the dump had.
         raise_descriptor_limit();
         let mut extraction = Extraction {
-            directory: Directory::open(directory, args.sync)?,
+            directory: Directory::open(directory, args.sync, descriptors)?,
             external: External::new(external),
             wanted: Wanted::new(args.names),
             open: HashMap::new(),

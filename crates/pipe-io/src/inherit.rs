@@ -58,6 +58,14 @@ pub fn take(number: RawFd, direction: Direction) -> Result<OwnedFd, Refusal> {
     Ok(fd)
 }
 
+/// Another descriptor for what this number leads to, which stays open for programs that we start.
+pub fn duplicate(number: RawFd, direction: Direction) -> Result<OwnedFd, Refusal> {
+    check_open(number, direction)?;
+    // SAFETY: `check_open` has seen that the descriptor is open, and it is only borrowed.
+    let fd = unsafe { BorrowedFd::borrow_raw(number) };
+    fd.try_clone_to_owned().map_err(|_| Refusal::NotOpen)
+}
+
 /// Which of the descriptors 0, 1 and 2 the program was started without, as bits.
 static CLOSED_AT_START: AtomicU8 = AtomicU8::new(0);
 /// The signals that the program was started with ignored, and with blocked: signal N is bit N - 1.

@@ -17,7 +17,9 @@ pub(crate) fn run(args: Args) -> Result<(), Failure<Error>> {
 
     let begun = plan.begin(NAME, common.verbose);
     let (program, counters) = begun.map_err(|error| Failure::Failed(Error::System(error)))?;
-    ends.extend(plan.open_inputs().map_err(|error| error.into_failure(Error::open))?);
+    ends.extend(
+        plan.open_inputs(&mut descriptors).map_err(|error| error.into_failure(Error::open))?,
+    );
 
     let merge = || {
         let mut commands = Commands::default();

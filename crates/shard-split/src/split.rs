@@ -31,7 +31,9 @@ pub(crate) fn run(args: Args) -> Result<(), Failure<Error>> {
 
     let begun = plan.begin(NAME, common.verbose);
     let (_, counters) = begun.map_err(|error| Failure::Failed(Error::System(error)))?;
-    ends.extend(plan.open_outputs().map_err(|error| error.into_failure(Error::Shard))?);
+    ends.extend(
+        plan.open_outputs(&mut descriptors).map_err(|error| error.into_failure(Error::Shard))?,
+    );
 
     let split = || {
         let mut input = StreamInput::new(Place::Stdin, stdin);
