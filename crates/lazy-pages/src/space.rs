@@ -92,6 +92,11 @@ impl Space {
         self.memory.is_alive()
     }
 
+    /// Bytes that are still to come.
+    pub(crate) fn missing(&self) -> u64 {
+        self.layout().bytes()
+    }
+
     /// Gives a filler something to bring.
     pub(crate) fn claim(&self, filler: usize) -> Option<Claim> {
         let is_open = self.is_open.load(Ordering::Acquire) && !self.is_gone();
