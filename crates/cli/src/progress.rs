@@ -4,8 +4,8 @@ use crate::descriptors::STDERR;
 use crate::{Counters, Descriptors, Place, UsageError, program};
 use pipe_io::Endpoint;
 use pipe_io::inherit::Direction;
-use std::io::Write;
-use std::os::fd::RawFd;
+use std::io::{self, Write};
+use std::os::fd::{AsFd, OwnedFd, RawFd};
 use wire_format::FileName;
 
 /// Where progress lines go. A reader that went away is no error.
@@ -50,6 +50,19 @@ impl Progress {
     /// All is done: how much went where, as one line of JSON.
     pub fn finished(&mut self, counters: &Counters) {
         self.line(&counters.json());
+    }
+
+    /// Another descriptor for the same, for another program.
+    pub fn try_clone(&self) -> io::Result<OwnedFd> {
+        match &self.0 {
+            Sink::Stderr => io::stderr().as_fd().try_clone_to_owned(),
+            Sink::Endpoint(endpoint) => endpoint.as_fd().try_clone_to_owned(),
+        }
+    }
+
+    /// A line of another program's progress.
+    pub fn pass_on(&mut self, line: &str) {
+        self.line(line);
     }
 
     fn line(&mut self, text: &str) {

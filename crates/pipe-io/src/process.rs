@@ -1,8 +1,9 @@
 //! Starting programs, and waiting for them.
 
 use crate::inherit;
+use nix::sys::prctl;
 use nix::sys::signal::{SigHandler, SigSet, Signal, signal};
-use nix::unistd::{Pid, setsid};
+use nix::unistd::{Pid, getpid, getppid, setsid};
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
@@ -61,6 +62,21 @@ pub fn in_a_new_session(command: &mut Command) {
     let detach = || setsid().map(drop).map_err(io::Error::from);
     // SAFETY: between fork and exec it makes one system call, without memory.
     unsafe { command.pre_exec(detach) };
+}
+
+/// Has the program end, by SIGTERM, if the thread that starts it is killed.
+pub fn ending_with_us(command: &mut Command) {
+    let us = getpid();
+    let end_with_us = move || {
+        prctl::set_pdeathsig(Signal::SIGTERM)?;
+        match getppid() == us {
+            true => Ok(()),
+            // It was killed before it could be watched.
+            false => Err(io::ErrorKind::BrokenPipe.into()),
+        }
+    };
+    // SAFETY: between fork and exec it makes two system calls, without memory.
+    unsafe { command.pre_exec(end_with_us) };
 }
 
 /// Starts the program with these signals ignored. What is deaf to them keeps on with what it does
