@@ -13,7 +13,7 @@ const FILTERS: [&str; 5] =
     ["criu-sock-capture", "shard-split", "shard-merge", "image-serve", "image-extract"];
 
 /// Lines and columns of a screen, and what scrolls by without being lost.
-const SCREEN: (usize, usize) = (50, 80);
+const SCREEN: (usize, usize) = (60, 80);
 
 /// Of the short form.
 const SHORT: usize = 30;

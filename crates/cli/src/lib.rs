@@ -8,6 +8,7 @@
 mod args;
 mod child;
 mod cleanup;
+mod closing;
 mod commands;
 mod counters;
 mod descriptors;
@@ -24,6 +25,7 @@ mod stream_output;
 pub use args::{CommandArgs, CommonArgs, ExternalFile, Fd};
 pub use child::{Child, ChildError};
 pub use cleanup::Cleanup;
+pub use closing::{Closing, ClosingError};
 pub use commands::{CommandError, Commands};
 pub use counters::Counters;
 pub use descriptors::{Descriptors, UsageError};

@@ -12,6 +12,8 @@ pub enum Place {
     Stdin,
     /// Descriptor 1, written as an image stream.
     Stdout,
+    /// Descriptor 2, which messages go to.
+    Stderr,
     /// A shard.
     Shard {
         /// Its place on the command line, counted from 0.
@@ -57,6 +59,7 @@ impl fmt::Display for Place {
         match self {
             Place::Stdin => f.write_str("stdin"),
             Place::Stdout => f.write_str("stdout"),
+            Place::Stderr => f.write_str("stderr"),
             Place::Shard { index, fd } => write!(f, "shard {index} (fd {fd})"),
             Place::ShardFile { index, path } => write!(f, "shard {index} ({})", path.display()),
             Place::ShardFilter { index, command } => {

@@ -25,6 +25,8 @@ pub enum Direction {
     Capture,
     /// `criu restore`: it reads them.
     Serve,
+    /// `criu restore --lazy-pages`: it hands over memory. [`Connection`] does not speak this.
+    LazyPages,
 }
 
 /// A socket in the images directory that CRIU can connect to.
@@ -54,6 +56,7 @@ impl Direction {
         match self {
             Direction::Capture => "streamer-capture.sock",
             Direction::Serve => "streamer-serve.sock",
+            Direction::LazyPages => "lazy-pages.socket",
         }
     }
 }
@@ -91,6 +94,12 @@ impl Listener {
     /// Takes a connection, if there is one. Those of other users are turned away, as long as they
     /// are not root.
     pub fn accept(&self) -> io::Result<Option<Connection>> {
+        let stream = self.accept_stream()?;
+        Ok(stream.map(|stream| Connection::new(stream, self.direction)))
+    }
+
+    /// The same, for what [`Connection`] does not speak.
+    pub fn accept_stream(&self) -> io::Result<Option<UnixStream>> {
         loop {
             let stream = match self.socket.accept() {
                 Ok((stream, _)) => stream,
@@ -101,7 +110,7 @@ impl Listener {
                 },
             };
             if is_allowed(&stream)? {
-                return Ok(Some(Connection::new(stream, self.direction)));
+                return Ok(Some(stream));
             }
         }
     }

@@ -61,8 +61,7 @@ pub(crate) fn run(args: Args) -> Result<(), Failure<Error>> {
         child = Child::start(NAME, &args.command.command)?;
         program.confine();
         capture.run(&mut child)?;
-        capture.output.finish()?;
-        capture.progress.finished(&counters);
+        capture.finish()?.finished(&counters);
         Ok(())
     })();
     // All of the capture is closed: what CRIU still sends fails.
@@ -143,11 +142,23 @@ impl Capture {
         Ok(())
     }
 
+    /// Ends the stream, when its reader has all of it. What is not taken yet is the memory of the
+    /// process: where CRIU waits for the end of the stream, it must wait until then.
+    fn finish(self) -> Result<Progress, Error> {
+        let Capture { output, dump, progress, end_at_inventory, .. } = self;
+        let criu = dump.as_ref().filter(|_| end_at_inventory).map(Dump::as_fd);
+        match output.finish_while(criu)? {
+            true => Ok(progress),
+            false => Err(Error::DidNotWait),
+        }
+    }
+
     /// Whether all of the image is in the stream. A dump that failed is an error, as soon as
     /// everything has come that CRIU has left behind. It may still fail when CRIU has hung up: so
     /// the command must have ended, unless CRIU waits for the end of the stream.
     fn is_complete(&mut self, child: Option<&Child>) -> Result<bool, Error> {
         match &mut self.dump {
+            Some(dump) if dump.has_sent_inventory() && dump.lacks_memory() => Err(Error::NoMemory),
             Some(dump) if self.end_at_inventory && dump.has_sent_inventory() => {
                 if dump.has_hung_up() {
                     Err(Error::DidNotWait)

@@ -1,6 +1,6 @@
 //! Everything that can end an extraction early, in the words that the user reads.
 
-use cli::{InputError, Place, reason};
+use cli::{ClosingError, InputError, Place, reason};
 use std::fmt;
 use std::io;
 use std::path::PathBuf;
@@ -15,6 +15,8 @@ pub(crate) enum Error {
     Path(PathBuf, io::Error),
     /// A file in this directory cannot be made or written.
     File(PathBuf, FileName, io::Error),
+    /// A file in this directory that would replace one which has another part.
+    SameFile(PathBuf, FileName, Place),
     /// A file that would take the place of a filter's socket.
     SocketName(FileName),
     /// An external file cannot be written.
@@ -40,6 +42,9 @@ impl fmt::Display for Error {
                 let path = directory.join("");
                 write!(f, "{}{name}: {}", path.display(), reason(error))
             }
+            Error::SameFile(directory, name, place) => {
+                write!(f, "{}{name}: the same file as {place}", directory.join("").display())
+            }
             Error::SocketName(name) => {
                 write!(f, "{name}: the name of a filter's socket, not of a file in an image")
             }
@@ -55,6 +60,12 @@ impl fmt::Display for Error {
             Error::Stdout(error) => write!(f, "stdout: {}", reason(error)),
             Error::System(error) => f.write_str(&reason(error)),
         }
+    }
+}
+
+impl From<ClosingError> for Error {
+    fn from(ClosingError(place, error): ClosingError) -> Error {
+        Error::External(place, error)
     }
 }
 

@@ -58,6 +58,14 @@ pub fn take(number: RawFd, direction: Direction) -> Result<OwnedFd, Refusal> {
     Ok(fd)
 }
 
+/// Another descriptor for what this number leads to, which stays open for programs that we start.
+pub fn duplicate(number: RawFd, direction: Direction) -> Result<OwnedFd, Refusal> {
+    check_open(number, direction)?;
+    // SAFETY: `check_open` has seen that the descriptor is open, and it is only borrowed.
+    let fd = unsafe { BorrowedFd::borrow_raw(number) };
+    fd.try_clone_to_owned().map_err(|_| Refusal::NotOpen)
+}
+
 /// Which of the descriptors 0, 1 and 2 the program was started without, as bits.
 static CLOSED_AT_START: AtomicU8 = AtomicU8::new(0);
 /// The signals that the program was started with ignored, and with blocked: signal N is bit N - 1.
@@ -113,8 +121,8 @@ fn handler(signal: libc::c_int) -> Option<libc::sighandler_t> {
 }
 
 /// Gives the calling process the signal dispositions, the signal mask and the limit of descriptors
-/// that the program was started with, and closes those of the descriptors 0, 1 and 2 that it was started without,
-/// except `given`. For a child, between fork and exec: it allocates nothing.
+/// that the program was started with, and closes those of the descriptors 0, 1 and 2 that it was
+/// started without, except `given`. For a child, between fork and exec: it allocates nothing.
 pub(crate) fn become_as_at_start(given: &[RawFd]) {
     let (ignored, blocked) =
         (IGNORED_AT_START.load(Ordering::Relaxed), BLOCKED_AT_START.load(Ordering::Relaxed));
@@ -170,7 +178,8 @@ fn check_open(number: RawFd, direction: Direction) -> Result<(), Refusal> {
 }
 
 /// Raises the number of descriptors that the program may have to what it is allowed to have, and
-/// returns that.
+/// returns that. Programs that it starts have what it was started with: those that use `select`
+/// have no use for more than they know.
 pub fn raise_descriptor_limit() -> u64 {
     let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) else { return 0 };
     match setrlimit(Resource::RLIMIT_NOFILE, hard, hard) {

@@ -5,6 +5,7 @@ mod error;
 mod ledger;
 mod outputs;
 mod room;
+mod settle;
 mod shard;
 mod split;
 
