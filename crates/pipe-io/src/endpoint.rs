@@ -151,6 +151,12 @@ fn kind(fd: &OwnedFd) -> Result<Kind, Refusal> {
     }
 }
 
+impl From<Endpoint> for OwnedFd {
+    fn from(endpoint: Endpoint) -> OwnedFd {
+        endpoint.fd
+    }
+}
+
 impl AsFd for Endpoint {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
