@@ -8,9 +8,12 @@
 mod connection;
 mod listener;
 mod message;
+pub mod page_server;
+mod pagemap;
 
 pub use connection::{Connection, Event, ProtocolError};
 pub use listener::{Direction, ListenError, Listener};
+pub use pagemap::{Pagemap, PagemapError, pages_file};
 
 /// The last file of a dump and the first of a restore. A dump that failed never sends it.
 pub const INVENTORY: &str = "inventory.img";
