@@ -132,6 +132,14 @@ impl Pagemap {
     }
 }
 
+/// The size of a page of this system, in bytes, which is that of the pages in its images.
+pub fn page_size() -> u64 {
+    const USUAL: u64 = 4096;
+
+    let size = nix::unistd::sysconf(nix::unistd::SysconfVar::PAGE_SIZE);
+    size.ok().flatten().and_then(|size| u64::try_from(size).ok()).unwrap_or(USUAL)
+}
+
 /// The name of the file with the pages that has this number.
 pub fn pages_file(id: u32) -> Result<FileName, wire_format::NameError> {
     FileName::new(&format!("pages-{id}.img"))

@@ -1,0 +1,90 @@
+//! `criu-page-capture` turns a dump through CRIU's page server into one image stream.
+
+mod around;
+mod capture;
+mod command;
+mod entrance;
+mod error;
+mod files;
+mod memory;
+mod run;
+mod wire;
+
+use clap::Parser;
+use cli::CommonArgs;
+use entrance::Address;
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use wire_format::ImageId;
+
+const NAME: &str = "criu-page-capture";
+
+/// Turn a CRIU dump through the page server into one image stream on stdout.
+#[derive(Debug, Parser)]
+#[command(
+    name = NAME,
+    version,
+    about,
+    override_usage = "criu-page-capture -D DIR [OPTION]... -- COMMAND... > IMAGE\n       \
+                      criu-page-capture -D DIR --listen ADDRESS [OPTION]... [-- COMMAND...] > IMAGE\n       \
+                      criu-page-capture -D DIR --socket PATH [OPTION]... [-- COMMAND...] > IMAGE",
+    next_help_heading = "Image",
+    after_help = "Example:\n  criu-page-capture -D d -- criu dump --page-server --ps-socket {} -D d -t PID \\\n    \
+                  | zstd > image.zst\n\n\
+                  Manual: criu-page-capture(1), criu-stream-utils(7)"
+)]
+struct Args {
+    /// Take the small files from DIR
+    ///
+    /// It must exist, be the one that CRIU is given, and have no files of
+    /// another image.
+    #[arg(short = 'D', long, value_name = "DIR", verbatim_doc_comment)]
+    images_dir: PathBuf,
+
+    /// Take the memory from a TCP connection
+    ///
+    /// ADDRESS is PORT, of 127.0.0.1, or HOST:PORT with a numeric HOST. With
+    /// port 0 the system chooses one.
+    #[arg(
+        long,
+        value_name = "ADDRESS",
+        help_heading = "Memory",
+        conflicts_with = "socket",
+        verbatim_doc_comment
+    )]
+    listen: Option<Address>,
+
+    /// Take the memory from a connection to a UNIX socket
+    #[arg(long, value_name = "PATH", help_heading = "Memory")]
+    socket: Option<PathBuf>,
+
+    /// Write an increment of this image
+    ///
+    /// Memory that has not changed since is left out, if CRIU dumps with
+    /// --track-mem and --prev-images-dir.
+    #[arg(long, value_name = "IMAGE-ID", verbatim_doc_comment)]
+    parent: Option<ImageId>,
+
+    /// End the stream when CRIU has written its files
+    ///
+    /// Do not wait for COMMAND to end, so that CRIU's action script can wait
+    /// until the image is stored. Without COMMAND it is always so.
+    #[arg(long, verbatim_doc_comment)]
+    end_at_inventory: bool,
+
+    #[command(flatten)]
+    common: CommonArgs,
+
+    /// Start this when CRIU may connect; wait for it
+    ///
+    /// Its output goes to stderr. Its failure is the filter's. Without
+    /// --listen and --socket a word {} becomes the number of a descriptor,
+    /// for --ps-socket; with --listen, {} becomes the port.
+    #[arg(last = true, value_name = "COMMAND", help_heading = "Command", verbatim_doc_comment)]
+    command: Vec<OsString>,
+}
+
+fn main() -> ExitCode {
+    cli::main(NAME, |args: Args| run::run(args))
+}
