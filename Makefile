@@ -17,7 +17,7 @@ DESTDIR ?=
 
 # What is built goes to $(CARGO_TARGET_DIR), or target/, and nowhere else: the
 # source tree may be read-only.
-filters := criu-sock-capture shard-split shard-merge image-serve image-extract criu-page-capture
+filters := criu-sock-capture shard-split shard-merge image-serve image-extract criu-page-capture image-combine
 built := $(or $(CARGO_TARGET_DIR),target)
 target := $(built)/release
 completions := $(built)/completions

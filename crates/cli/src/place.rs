@@ -40,6 +40,11 @@ pub enum Place {
         /// The descriptor that it is read from or written to.
         fd: RawFd,
     },
+    /// An image that an operand names.
+    File {
+        /// The operand.
+        path: PathBuf,
+    },
     /// Where progress lines go.
     Progress {
         /// Its descriptor.
@@ -58,6 +63,7 @@ impl fmt::Display for Place {
                 write!(f, "shard {index} ({})", abridged(command))
             }
             Place::External { name, fd } => write!(f, "external file {name} (fd {fd})"),
+            Place::File { path } => write!(f, "{}", path.display()),
             Place::Progress { fd } => write!(f, "progress (fd {fd})"),
         }
     }

@@ -105,9 +105,20 @@ impl StreamOutput {
         length: u32,
         left: u32,
     ) -> Result<u32, SourceError> {
+        self.some_payload_of(from, length, left, left)
+    }
+
+    /// The same, but not more than `most` bytes: the rest comes from elsewhere.
+    pub fn some_payload_of(
+        &mut self,
+        from: &Endpoint,
+        length: u32,
+        left: u32,
+        most: u32,
+    ) -> Result<u32, SourceError> {
         self.flush().map_err(SourceError::Output)?;
         let before = u64::from(length - left);
-        match self.move_some(from, left.into()) {
+        match self.move_some(from, left.min(most).into()) {
             Ok(0) => Err(SourceError::Source(before, None)),
             Ok(moved) => {
                 // Not more than `left`.

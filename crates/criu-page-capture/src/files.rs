@@ -45,7 +45,7 @@ impl Files {
             AddWatchFlags::IN_CREATE | AddWatchFlags::IN_CLOSE_WRITE | AddWatchFlags::IN_ONLYDIR;
         inotify.add_watch(&directory, events).map_err(failed)?;
         let files = Files { directory, inotify, unfinished: HashSet::new(), inventory: false };
-        match files.names()?.into_iter().find(|name| is_criu_s(name)) {
+        match files.names()?.into_iter().find(is_criu_s) {
             Some(name) => Err(Error::Leftover(files.directory.join(name.as_str()))),
             None => Ok(files),
         }

@@ -65,6 +65,12 @@ struct Args {
     #[arg(long, help_heading = "Instead", conflicts_with_all = ["images_dir", "external", "names"])]
     verify: bool,
 
+    /// Unpack an increment, too
+    ///
+    /// Without the image that it builds on it cannot be restored.
+    #[arg(long, conflicts_with_all = ["list", "verify"], verbatim_doc_comment)]
+    increment: bool,
+
     /// Have the files on the disk before the exit
     #[arg(long, conflicts_with_all = ["list", "verify"], verbatim_doc_comment)]
     sync: bool,

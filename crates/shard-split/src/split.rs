@@ -33,7 +33,7 @@ pub(crate) fn run(args: Args) -> Result<(), Failure<Error>> {
     ends.extend(plan.open_outputs().map_err(|error| error.into_failure(Error::Shard))?);
 
     let split = || {
-        let mut input = StreamInput::new(Place::Stdin, stdin);
+        let mut input = StreamInput::new(Place::Stdin, stdin).or_increment();
         await_stream(&input, &ends)?;
         let (image_id, first) = identify(&mut input)?;
         let parent_id = first.parent_id;

@@ -53,6 +53,11 @@ impl<R: Read> StreamReader<R> {
         StreamReader { source, position: 0, frame: Vec::with_capacity(64), last: None }
     }
 
+    /// Takes the next marker for the first one of another stream, which stands behind this one.
+    pub fn restart(&mut self) {
+        self.last = None;
+    }
+
     /// The next marker, or `None` when the source ends where a marker may end.
     pub fn next_marker(&mut self) -> Result<Option<Marker>, ReadError> {
         let length = loop {

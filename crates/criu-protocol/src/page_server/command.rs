@@ -102,11 +102,15 @@ const KIND_SEGMENT: u64 = 2;
 impl Layout {
     /// The layout of a connection, by the first [`HEADER_MIN`] bytes of it: CRIU begins with a
     /// question about memory, or with opening one, without an address. So what stands last tells
-    /// whether it is the address or the memory. (`Close`, with which a dump begins that has failed
-    /// before it came to memory, is zeros in both.)
+    /// whether it is the address or the memory.
+    ///
+    /// A dump that fails before it comes to memory says only [`Command::Close`], which is zeros in
+    /// both. Nothing follows that, so it is read as the short one: CRIU waits for the answer, and
+    /// would never send what the long one lacks.
     pub fn of(first: &[u8; HEADER_MIN]) -> Layout {
-        match read_u64(first, 16) {
-            0 => Layout::Long,
+        match (read_u32(first, 0), read_u64(first, 16)) {
+            (CLOSE | FORCE_CLOSE, _) => Layout::Short,
+            (_, 0) => Layout::Long,
             _ => Layout::Short,
         }
     }
@@ -301,6 +305,14 @@ mod tests {
                 assert_eq!(first(&short(command, 0, 0, memory)), Layout::Short);
                 assert_eq!(first(&long(command, 0, 0, memory)), Layout::Long);
             }
+        }
+    }
+
+    #[test]
+    fn a_last_word_that_comes_first_needs_no_more() {
+        for bytes in [short(CLOSE, 0, 0, 0), long(FORCE_CLOSE, 0, 0, 0)] {
+            let layout = first(&bytes);
+            assert_eq!(layout.decode(&bytes[..layout.header_length()], PAGE), Ok(Command::Close));
         }
     }
 
