@@ -30,8 +30,12 @@ impl Store {
     /// Where bytes go that follow `before` others of their file: where they fill the same pages
     /// of memory as they fill of the file, so that those of the file can be given back.
     pub(crate) fn place(&self, before: u64) -> u64 {
-        let end = self.end.unwrap_or(0);
-        end.next_multiple_of(page_size()) + before % page_size()
+        let (end, page) = (self.end.unwrap_or(0), page_size());
+        // Behind the bytes before them, as a rule.
+        if end % page == before % page {
+            return end;
+        }
+        end.next_multiple_of(page) + before % page
     }
 
     /// Notes that bytes were put there.
