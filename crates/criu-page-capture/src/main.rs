@@ -26,9 +26,7 @@ const NAME: &str = "criu-page-capture";
     name = NAME,
     version,
     about,
-    override_usage = "criu-page-capture -D DIR [OPTION]... -- COMMAND... > IMAGE\n       \
-                      criu-page-capture -D DIR --listen ADDRESS [OPTION]... [-- COMMAND...] > IMAGE\n       \
-                      criu-page-capture -D DIR --socket PATH [OPTION]... [-- COMMAND...] > IMAGE",
+    override_usage = "criu-page-capture -D DIR [OPTION]... [-- COMMAND...] > IMAGE",
     next_help_heading = "Image",
     after_help = "Example:\n  criu-page-capture -D d -- criu dump --page-server --ps-socket {} -D d -t PID \\\n    \
                   | zstd > image.zst\n\n\
@@ -37,15 +35,13 @@ const NAME: &str = "criu-page-capture";
 struct Args {
     /// Take the small files from DIR
     ///
-    /// It must exist, be the one that CRIU is given, and have no files of
-    /// another image.
+    /// It is CRIU's images directory, and has no files of another image.
     #[arg(short = 'D', long, value_name = "DIR", verbatim_doc_comment)]
     images_dir: PathBuf,
 
     /// Take the memory from a TCP connection
     ///
-    /// ADDRESS is PORT, of 127.0.0.1, or HOST:PORT with a numeric HOST. With
-    /// port 0 the system chooses one.
+    /// ADDRESS is a port of 127.0.0.1, or a numeric address, colon and port.
     #[arg(
         long,
         value_name = "ADDRESS",
@@ -61,15 +57,15 @@ struct Args {
 
     /// Write an increment of this image
     ///
-    /// Memory that has not changed since is left out, if CRIU dumps with
-    /// --track-mem and --prev-images-dir.
+    /// Memory that has not changed since is left out, if CRIU is told to
+    /// (--track-mem, --prev-images-dir).
     #[arg(long, value_name = "IMAGE-ID", verbatim_doc_comment)]
     parent: Option<ImageId>,
 
     /// End the stream when CRIU has written its files
     ///
     /// Do not wait for COMMAND to end, so that CRIU's action script can wait
-    /// until the image is stored. Without COMMAND it is always so.
+    /// until the image is stored.
     #[arg(long, verbatim_doc_comment)]
     end_at_inventory: bool,
 
@@ -78,9 +74,8 @@ struct Args {
 
     /// Start this when CRIU may connect; wait for it
     ///
-    /// Its output goes to stderr. Its failure is the filter's. Without
-    /// --listen and --socket a word {} becomes the number of a descriptor,
-    /// for --ps-socket; with --listen, {} becomes the port.
+    /// Its failure is the filter's. A word {} becomes the number of the port,
+    /// or, if there is none, of a descriptor for CRIU's option --ps-socket.
     #[arg(last = true, value_name = "COMMAND", help_heading = "Command", verbatim_doc_comment)]
     command: Vec<OsString>,
 }

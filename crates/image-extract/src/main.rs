@@ -29,15 +29,10 @@ const NAME: &str = "image-extract";
 )]
 struct Args {
     /// Unpack into DIR, all files or none
-    ///
-    /// DIR must exist. Files of the same names are replaced.
     #[arg(short = 'D', long, value_name = "DIR", verbatim_doc_comment)]
     images_dir: Option<PathBuf>,
 
     /// Write the file NAME to descriptor FD
-    ///
-    /// It is written while it arrives, and not into DIR. Takes a list with
-    /// commas, and may be repeated.
     #[arg(
         short,
         long = "ext-file-fds",
@@ -65,10 +60,8 @@ struct Args {
     #[arg(long, help_heading = "Instead", conflicts_with_all = ["images_dir", "external", "names"])]
     verify: bool,
 
-    /// Unpack an increment, too
-    ///
-    /// Without the image that it builds on it cannot be restored.
-    #[arg(long, conflicts_with_all = ["list", "verify"], verbatim_doc_comment)]
+    /// Unpack an increment, too, which is not whole
+    #[arg(long, conflicts_with_all = ["list", "verify"])]
     increment: bool,
 
     /// Have the files on the disk before the exit
