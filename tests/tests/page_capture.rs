@@ -128,9 +128,9 @@ fn a_dump_becomes_an_image_in_both_layouts() {
         assert_eq!(image.len(), 12);
         let last = tests::stream::records(&captured.stdout).expect("a valid stream");
         let inventory = b"inventory.img".to_vec();
-        let names =
+        let mut names =
             last.iter().filter(|record| matches!(record.body, tests::stream::Body::Filename(_)));
-        let last = names.last().map(|record| record.body.clone());
+        let last = names.next_back().map(|record| record.body.clone());
         assert_eq!(last, Some(tests::stream::Body::Filename(inventory)));
     }
 }

@@ -29,10 +29,15 @@ const NAME: &str = "image-extract";
 )]
 struct Args {
     /// Unpack into DIR, all files or none
+    ///
+    /// DIR must exist. Files of the same names are replaced.
     #[arg(short = 'D', long, value_name = "DIR", verbatim_doc_comment)]
     images_dir: Option<PathBuf>,
 
     /// Write the file NAME to descriptor FD
+    ///
+    /// It is written while it arrives, and not into DIR. Takes a list with
+    /// commas, and may be repeated.
     #[arg(
         short,
         long = "ext-file-fds",
