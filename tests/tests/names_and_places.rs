@@ -4,8 +4,8 @@
 use std::fs::{self, File};
 use std::io::Write;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, symlink};
-use std::os::unix::net::UnixStream;
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, chown, symlink};
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -17,7 +17,7 @@ use tempfile::{TempDir, tempdir};
 use tests::criu::{DumpClient, RestoreClient, pipe};
 use tests::filters::{self, Capture, files_in};
 use tests::malformed::small_stream;
-use tests::pipeline::{Filter, Running};
+use tests::pipeline::{Filter, Running, collect_from};
 use tests::stream::Writer;
 
 /// A directory with a directory `images` in it.
@@ -243,11 +243,13 @@ fn step(line: &str, dir: &Path) -> Option<String> {
 fn sync_writes_external_files_to_the_disk_too_and_takes_pipes() {
     let (parent, dir) = images();
     let file = parent.path().join("pages");
-    let (_collect, output) = pipe(None).expect("a pipe");
+    let (collect, output) = pipe(None).expect("a pipe");
+    let collect = collect_from(collect);
     let external = "pages-1.img:20,pagemap-7.img:21";
     let extract = filters::extract(&dir).args(["--sync", "-e", external]);
     let extract = extract.fd(20, File::create(&file).expect("a file")).fd(21, output);
     extract.run(&small_stream()).succeeded();
+    collect.join().expect("the external file");
     assert_eq!(fs::read(file).expect("the file"), b"some pages and more");
 }
 
@@ -320,6 +322,33 @@ fn a_socket_that_a_killed_one_left_behind_is_replaced() {
         let next = start(&dir, name);
         assert!(UnixStream::connect(dir.join(socket)).is_ok(), "{name} does not listen");
         drop(next);
+    }
+}
+
+/// Whoever may not write to a socket is not told whether somebody listens.
+#[test]
+fn a_socket_of_another_user_is_left_alone() {
+    const TEST: &str = "a_socket_of_another_user_is_left_alone";
+    const STRANGER: u32 = 65533;
+
+    if !Uid::effective().is_root() || Command::new("setpriv").arg("--version").output().is_err() {
+        return skip(TEST, "needs root, and setpriv");
+    }
+    for (name, socket) in SOCKETS {
+        let (_parent, dir) = images();
+        let path = dir.join(socket);
+        let listener = UnixListener::bind(&path).expect("a socket");
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).expect("it is ours");
+        chown(&path, Some(STRANGER), Some(STRANGER)).expect("root can");
+        let before = fs::symlink_metadata(&path).expect("the socket").ino();
+        let powerless = ["setpriv", "--bounding-set=-all", "--inh-caps=-all"];
+        let filter = Filter::under(&powerless, name).arg("-D").arg(&dir).progress_apart();
+        let refused = filter.run(&small_stream());
+        refused.refused_with_a_place(name);
+        let message = &refused.stderr[0];
+        assert!(message.ends_with("is another user's, who may listen there"), "{message}");
+        assert_eq!(fs::symlink_metadata(&path).expect("the socket").ino(), before, "{name}");
+        drop(listener);
     }
 }
 

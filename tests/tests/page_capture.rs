@@ -222,7 +222,7 @@ fn a_command_that_fails_makes_no_image() {
     let dir = directory();
     let then = format!("{WRITE_INVENTORY}; exit 3");
     let captured = finish(with_command(dir.path(), &small_dump(), 5, &then));
-    captured.refused_with_a_place("fails at last");
+    captured.refused(3, "fails at last");
     assert!(captured.stderr[0].contains("exit status 3"), "{:?}", captured.stderr);
     assert!(!looks_complete(&captured.stdout));
 }
@@ -231,7 +231,7 @@ fn a_command_that_fails_makes_no_image() {
 fn the_failure_of_a_command_that_never_dumps_is_told() {
     let dir = directory();
     let captured = finish(with_command(dir.path(), b"", 0, "exit 4"));
-    captured.refused_with_a_place("fails at once");
+    captured.refused(4, "fails at once");
     assert!(captured.stderr[0].contains("exit status 4"), "{:?}", captured.stderr);
     let dir = directory();
     let captured = finish(with_command(dir.path(), b"", 0, "exit 0"));
@@ -498,7 +498,7 @@ fn a_dump_that_failed_makes_no_image() {
         let dir = directory();
         let script = [command(layout, FORCE_CLOSE, 0, 0, 0)].concat();
         let captured = finish(with_command(dir.path(), &script, 4, "exit 1"));
-        captured.refused_with_a_place("fails");
+        captured.refused(1, "fails");
         assert!(captured.stderr[0].contains("exit status 1"), "{:?}", captured.stderr);
         // A command that does not tell.
         let dir = directory();

@@ -1,12 +1,9 @@
 //! Making an identity for a new image.
 
-use std::fs::File;
-use std::io::{self, Read};
+use std::io;
 use wire_format::ImageId;
 
-/// An id that no other image has: 16 bytes of the kernel's random numbers.
+/// An id that no other image has.
 pub fn new_image_id() -> io::Result<ImageId> {
-    let mut bytes = [0; 16];
-    File::open("/dev/urandom")?.read_exact(&mut bytes)?;
-    Ok(ImageId(bytes))
+    pipe_io::random().map(ImageId)
 }

@@ -12,6 +12,8 @@ pub enum Place {
     Stdin,
     /// Descriptor 1, written as an image stream.
     Stdout,
+    /// Descriptor 2, which messages go to.
+    Stderr,
     /// A shard.
     Shard {
         /// Its place on the command line, counted from 0.
@@ -32,6 +34,11 @@ pub enum Place {
         index: usize,
         /// The command.
         command: String,
+    },
+    /// The command behind `--`.
+    Command {
+        /// Its words, with a space between them.
+        words: String,
     },
     /// A file that is not CRIU's, woven into the image.
     External {
@@ -57,11 +64,13 @@ impl fmt::Display for Place {
         match self {
             Place::Stdin => f.write_str("stdin"),
             Place::Stdout => f.write_str("stdout"),
+            Place::Stderr => f.write_str("stderr"),
             Place::Shard { index, fd } => write!(f, "shard {index} (fd {fd})"),
             Place::ShardFile { index, path } => write!(f, "shard {index} ({})", path.display()),
             Place::ShardFilter { index, command } => {
                 write!(f, "shard {index} ({})", abridged(command))
             }
+            Place::Command { words } => write!(f, "command ({})", abridged(words)),
             Place::External { name, fd } => write!(f, "external file {name} (fd {fd})"),
             Place::File { path } => write!(f, "{}", path.display()),
             Place::Progress { fd } => write!(f, "progress (fd {fd})"),

@@ -1,9 +1,8 @@
 //! What is watched while something else is waited for.
 
-use crate::command::Child;
 use crate::error::Error;
 use crate::files::Files;
-use cli::OutputError;
+use cli::{Child, OutputError};
 use pipe_io::Endpoint;
 use pipe_io::poll::{self, PollFd, PollFlags};
 use std::os::fd::{AsFd, BorrowedFd};
@@ -48,7 +47,7 @@ impl Around {
         Ok(ready)
     }
 
-    /// The same while all of the memory has not come: the command must not end.
+    /// The same while CRIU has not connected: the command must not end.
     pub(crate) fn wait_for_criu(
         &mut self,
         fds: &[BorrowedFd<'_>],
@@ -56,8 +55,13 @@ impl Around {
     ) -> Result<Vec<bool>, Error> {
         let ready = self.wait(fds, output, None)?;
         match &self.child {
-            Some(child) if child.has_ended() => Err(Error::Child(child.early())),
+            Some(child) if child.has_ended() => Err(Error::Child(child.unconnected())),
             _ => Ok(ready),
         }
+    }
+
+    /// Whether there was a command, and it has ended.
+    pub(crate) fn has_ended(&self) -> bool {
+        self.child.as_ref().is_some_and(Child::has_ended)
     }
 }

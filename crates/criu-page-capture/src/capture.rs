@@ -4,13 +4,12 @@ use crate::around::Around;
 use crate::error::Error;
 use crate::memory::Incoming;
 use crate::wire::Wire;
-use cli::{OutputError, Progress, StreamOutput};
+use cli::{Child, Progress, StreamOutput};
 use criu_protocol::page_server::{Command, Memory, Order, Run};
 use criu_protocol::page_size;
-use pipe_io::{Kind, pipe, poll};
+use pipe_io::{Kind, Pace};
 use std::collections::HashSet;
 use std::os::fd::AsFd;
-use std::thread;
 use std::time::{Duration, Instant};
 use wire_format::FileName;
 
@@ -124,25 +123,18 @@ impl Capture<'_> {
     /// of the process itself, and not a copy: if CRIU lets the process run on, what it writes then
     /// would get into the image.
     fn await_reader(&mut self) -> Result<(), Error> {
-        const SHORTEST: Duration = Duration::from_micros(50);
-        const LONGEST: Duration = Duration::from_millis(5);
-
         let output = self.output.endpoint();
         if output.kind() != Kind::Pipe {
             return Ok(());
         }
-        let mut pause = SHORTEST;
-        while pipe::queued(output).map_err(Error::System)? > 0 {
-            let mut fds = [poll::PollFd::new(output.as_fd(), poll::PollFlags::empty())];
-            poll::look(&mut fds).map_err(Error::System)?;
-            let [fd] = fds;
-            if fd.revents().is_some_and(|events| events.intersects(poll::READER_GONE)) {
-                return Err(Error::Output(OutputError::reader_gone()));
+        let mut pace = Pace::default();
+        loop {
+            let left = output.untaken().map_err(Error::System)?;
+            if left == 0 {
+                return Ok(());
             }
-            thread::sleep(pause);
-            pause = (pause * 2).min(LONGEST);
+            self.around.wait(&[], output, Some(pace.pause(left)))?;
         }
-        Ok(())
     }
 
     /// Waits until the small files are complete: for the command's end, or for the files.
@@ -152,7 +144,7 @@ impl Capture<'_> {
         let mut since = None;
         loop {
             self.around.files.attend()?;
-            let has_ended = self.around.child.as_ref().map(|child| child.has_ended());
+            let has_ended = self.around.child.as_ref().map(Child::has_ended);
             if has_ended == Some(true) || (!waits_for_child && self.around.files.are_complete()) {
                 return Ok(());
             }

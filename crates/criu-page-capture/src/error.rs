@@ -1,7 +1,6 @@
 //! Everything that can end a capture early, in the words that the user reads.
 
-use crate::command::ChildError;
-use cli::{OutputError, reason};
+use cli::{ChildError, Failure, OutputError, reason};
 use criu_protocol::page_server::{CommandError, Memory, OrderError};
 use criu_protocol::{ListenError, PagemapError};
 use std::fmt;
@@ -53,6 +52,16 @@ impl Error {
     /// A file in this directory.
     pub(crate) fn file(directory: &std::path::Path, name: &FileName, error: io::Error) -> Error {
         Error::Path(directory.join(name.as_str()), error)
+    }
+
+    pub(crate) fn into_failure(self) -> Failure<Error> {
+        match &self {
+            Error::Child(error) => {
+                let status = error.exit_status();
+                Failure::Command(self, status)
+            }
+            _ => Failure::Failed(self),
+        }
     }
 
     /// Whether this is what follows when CRIU ends, so that its own status says more.

@@ -2,7 +2,6 @@
 
 mod around;
 mod capture;
-mod command;
 mod entrance;
 mod error;
 mod files;
@@ -55,6 +54,10 @@ struct Args {
     #[arg(long, value_name = "PATH", help_heading = "Memory")]
     socket: Option<PathBuf>,
 
+    /// Give the image this id [a random one]
+    #[arg(long, value_name = "ID")]
+    image_id: Option<ImageId>,
+
     /// Write an increment of this image
     ///
     /// Memory that has not changed since is left out, if CRIU is told to
@@ -74,8 +77,9 @@ struct Args {
 
     /// Start this when CRIU may connect; wait for it
     ///
-    /// Its failure is the filter's. A word {} becomes the number of the port,
-    /// or, if there is none, of a descriptor for CRIU's option --ps-socket.
+    /// Its failure is the filter's, and its exit status too. A word {} becomes
+    /// the number of the port or, without --listen and --socket, that of a
+    /// descriptor for CRIU's option --ps-socket.
     #[arg(last = true, value_name = "COMMAND", help_heading = "Command", verbatim_doc_comment)]
     command: Vec<OsString>,
 }

@@ -2,13 +2,12 @@
 
 use crate::around::Around;
 use crate::capture::Capture;
-use crate::command::Child;
 use crate::entrance::{Entrance, Place as Whence};
 use crate::error::Error;
 use crate::files::Files;
 use crate::{Args, NAME};
 use cli::{
-    Counters, Descriptors, Failure, Place, Program, Progress, StreamOutput, UsageError,
+    Child, Counters, Descriptors, Failure, Place, Program, Progress, StreamOutput, UsageError,
     new_image_id,
 };
 use criu_protocol::page_server::Order;
@@ -31,21 +30,16 @@ pub(crate) fn run(args: Args) -> Result<(), Failure<Error>> {
     let mut descriptors = Descriptors::default();
     let stdout = descriptors.take(&Place::Stdout, Direction::Output)?;
     let progress = Progress::open(args.common.progress_fd.0, &mut descriptors)?;
-    capture(args, whence, stdout, progress).map_err(Failure::Failed)
+    capture(args, whence, stdout, progress).map_err(Error::into_failure)
 }
 
-fn capture(
-    args: Args,
-    whence: Whence,
-    stdout: Endpoint,
-    mut progress: Progress,
-) -> Result<(), Error> {
+fn capture(args: Args, whence: Whence, stdout: Endpoint, progress: Progress) -> Result<(), Error> {
     let program = Program::new(NAME, args.common.verbose);
     let counters = Arc::new(Counters::new(1));
     program.attend_signals(&counters).map_err(Error::System)?;
     let files = Files::watch(args.images_dir)?;
     let mut entrance = Entrance::open(whence, program)?;
-    let image_id = new_image_id().map_err(Error::System)?;
+    let image_id = args.image_id.map_or_else(new_image_id, Ok).map_err(Error::System)?;
     counters.identify(image_id);
     let mut output = StreamOutput::new(stdout, Arc::clone(&counters));
     output.identify(image_id);
@@ -53,11 +47,12 @@ fn capture(
         output.descend_from(parent);
     }
     progress.socket_init();
-    let child = Child::start(&entrance.fill_in(args.command))?;
+    let child = Child::start(NAME, &entrance.fill_in(args.command))?;
     entrance.command_was_started();
     program.confine();
     let mut around = Around { files, child };
     let outcome = entrance.admit(&mut around, output.endpoint()).and_then(|wire| {
+        around.child.iter().for_each(Child::connected);
         let mut capture = Capture {
             wire,
             around: &mut around,
@@ -72,22 +67,11 @@ fn capture(
             begun: false,
         };
         capture.run()?;
-        let Capture { output, mut progress, .. } = capture;
+        let Capture { output, progress, .. } = capture;
         output.finish()?;
         progress.finished(&counters);
         Ok(())
     });
     // All of the capture is closed: what CRIU still sends fails, and its dump does.
-    conclude(around.child, outcome)
-}
-
-/// Waits for the command. After a success it must succeed as well; after a failure its own is the
-/// one to tell, if ours is only what followed.
-fn conclude(child: Option<Child>, outcome: Result<(), Error>) -> Result<(), Error> {
-    let ended = child.map_or(Ok(()), Child::finish);
-    match (outcome, ended) {
-        (Ok(()), ended) => Ok(ended?),
-        (Err(error), Err(ended)) if error.is_effect_of_criu_s_end() => Err(ended.into()),
-        (Err(error), _) => Err(error),
-    }
+    Child::conclude(around.child, outcome, Error::is_effect_of_criu_s_end)
 }

@@ -93,7 +93,12 @@ impl Wire {
                 Ok(0) => return Err(Error::HungUp),
                 Ok(_) => {}
                 Err(error) if error.kind() == ErrorKind::WouldBlock => {
-                    around.wait_for_criu(&[self.socket.as_fd()], output)?;
+                    around.wait(&[self.socket.as_fd()], output, None)?;
+                    if around.has_ended()
+                        && !poll::is_readable(&self.socket).map_err(Error::System)?
+                    {
+                        return Err(Error::HungUp);
+                    }
                 }
                 Err(error) => return Err(hung_up(error)),
             }

@@ -25,6 +25,8 @@ pub enum Direction {
     Capture,
     /// `criu restore`: it reads them.
     Serve,
+    /// `criu restore --lazy-pages`: it hands over memory. [`Connection`] does not speak this.
+    LazyPages,
 }
 
 /// A socket in the images directory that CRIU can connect to.
@@ -44,6 +46,8 @@ pub enum ListenError {
     Socket(PathBuf, io::Error),
     /// Another program listens there.
     Taken(PathBuf),
+    /// The socket is another user's, so it cannot be known whether somebody listens.
+    Foreign(PathBuf),
 }
 
 impl Direction {
@@ -52,6 +56,7 @@ impl Direction {
         match self {
             Direction::Capture => "streamer-capture.sock",
             Direction::Serve => "streamer-serve.sock",
+            Direction::LazyPages => "lazy-pages.socket",
         }
     }
 }
@@ -75,6 +80,12 @@ impl Listener {
     /// Takes a connection, if there is one. Those of other users are turned away, as long as they
     /// are not root.
     pub fn accept(&self) -> io::Result<Option<Connection>> {
+        let stream = self.accept_stream()?;
+        Ok(stream.map(|stream| Connection::new(stream, self.direction)))
+    }
+
+    /// The same, for what [`Connection`] does not speak.
+    pub fn accept_stream(&self) -> io::Result<Option<UnixStream>> {
         loop {
             let stream = match self.socket.accept() {
                 Ok((stream, _)) => stream,
@@ -85,7 +96,7 @@ impl Listener {
                 },
             };
             if is_allowed(&stream)? {
-                return Ok(Some(Connection::new(stream, self.direction)));
+                return Ok(Some(stream));
             }
         }
     }
@@ -112,8 +123,11 @@ pub fn listen_at(path: &Path) -> Result<UnixListener, ListenError> {
     // Two programs that start at once must not both replace what a third has left.
     let _lock = lock(&folder);
     if path.symlink_metadata().is_ok() {
-        if address.is_listened_on() {
-            return Err(ListenError::Taken(path.to_owned()));
+        match address.is_listened_on() {
+            Ok(true) => return Err(ListenError::Taken(path.to_owned())),
+            Ok(false) => {}
+            Err(Errno::EACCES) => return Err(ListenError::Foreign(path.to_owned())),
+            Err(error) => return Err(unmade(error.into())),
         }
         remove_stale(path).map_err(unmade)?;
     }
@@ -178,14 +192,19 @@ impl Address {
     }
 
     /// Asks without disturbing whoever listens: a connection of another type than theirs is
-    /// refused as such (EPROTOTYPE), and only if there is somebody.
-    fn is_listened_on(&self) -> bool {
+    /// refused as such (EPROTOTYPE), and only if there is somebody. Whoever may not write to the
+    /// socket is told nothing (EACCES).
+    fn is_listened_on(&self) -> nix::Result<bool> {
         let probe = || -> nix::Result<()> {
             let kind = SockType::Datagram;
             let probe: OwnedFd = socket(AddressFamily::Unix, kind, SockFlag::SOCK_CLOEXEC, None)?;
             connect(probe.as_raw_fd(), &UnixAddr::new(&self.0)?)
         };
-        matches!(probe(), Ok(()) | Err(Errno::EPROTOTYPE))
+        match probe() {
+            Ok(()) | Err(Errno::EPROTOTYPE) => Ok(true),
+            Err(Errno::ECONNREFUSED | Errno::ENOENT) => Ok(false),
+            Err(error) => Err(error),
+        }
     }
 
     fn bind(&self) -> io::Result<UnixListener> {
@@ -206,6 +225,9 @@ impl fmt::Display for ListenError {
             ListenError::Directory(path, error) | ListenError::Socket(path, error) => (path, error),
             ListenError::Taken(path) => {
                 return write!(f, "{}: another program listens there", path.display());
+            }
+            ListenError::Foreign(path) => {
+                return write!(f, "{}: is another user's, who may listen there", path.display());
             }
         };
         write!(f, "{}: {}", path.display(), pipe_io::reason(error))

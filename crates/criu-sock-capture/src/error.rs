@@ -1,6 +1,6 @@
 //! Everything that can end a capture early, in the words that the user reads.
 
-use cli::{OutputError, Place, reason};
+use cli::{ChildError, Failure, OutputError, Place, reason};
 use criu_protocol::{ListenError, ProtocolError};
 use std::fmt;
 use std::io;
@@ -25,6 +25,8 @@ pub(crate) enum Error {
     NameClash(FileName),
     /// CRIU hung up without having sent `inventory.img`.
     DumpFailed,
+    /// CRIU has sent processes without their memory.
+    NoMemory,
     /// CRIU ended within `inventory.img`.
     InventoryCut,
     /// With `--end-at-inventory`: CRIU has sent this file when all of the image was there.
@@ -32,8 +34,34 @@ pub(crate) enum Error {
     /// With `--end-at-inventory`: CRIU hung up before all of the image was in the stream. What
     /// was still in the pipes is the memory of a process that may run again.
     DidNotWait,
+    /// The command behind `--` has not done its part.
+    Command(ChildError),
     /// The system refuses something basic.
     System(io::Error),
+}
+
+impl Error {
+    /// Whether the dump is known to have failed only by what CRIU left undone: then the command
+    /// that has started CRIU says more.
+    pub(crate) fn is_effect_of_criu_s_end(&self) -> bool {
+        matches!(
+            self,
+            Error::Protocol(ProtocolError::Truncated)
+                | Error::DumpFailed
+                | Error::InventoryCut
+                | Error::DidNotWait
+        )
+    }
+
+    pub(crate) fn into_failure(self) -> Failure<Error> {
+        match &self {
+            Error::Command(error) => {
+                let status = error.exit_status();
+                Failure::Command(self, status)
+            }
+            _ => Failure::Failed(self),
+        }
+    }
 }
 
 impl fmt::Display for Error {
@@ -51,6 +79,9 @@ impl fmt::Display for Error {
             Error::DumpFailed => f.write_str(
                 "CRIU: hung up before inventory.img: the dump failed, there is no image",
             ),
+            Error::NoMemory => f.write_str(
+                "CRIU: no pages-N.img: the memory of the processes went elsewhere, there is no image",
+            ),
             Error::InventoryCut => {
                 f.write_str("CRIU: inventory.img is cut short: the dump failed, there is no image")
             }
@@ -61,6 +92,7 @@ impl fmt::Display for Error {
                 "CRIU: hung up before the stream had ended: it was killed, or no action script \
                  held it at post-dump",
             ),
+            Error::Command(error) => error.fmt(f),
             Error::System(error) => f.write_str(&reason(error)),
         }
     }
@@ -75,5 +107,11 @@ impl From<OutputError> for Error {
 impl From<ProtocolError> for Error {
     fn from(error: ProtocolError) -> Error {
         Error::Protocol(error)
+    }
+}
+
+impl From<ChildError> for Error {
+    fn from(error: ChildError) -> Error {
+        Error::Command(error)
     }
 }

@@ -3,6 +3,7 @@
 //! The file is the mark of a dump that succeeded, so it must not be one that CRIU was killed
 //! in the middle of: its pipe would end just as it does for a whole one.
 
+use criu_protocol::inventory;
 use pipe_io::pipe::Pipe;
 use pipe_io::{Endpoint, splice};
 use std::fs::File;
@@ -18,42 +19,25 @@ impl Inventory {
     /// An inventory has some hundred bytes. What is longer is not looked at further.
     const BYTES_MAX: usize = 64 << 10;
 
-    /// Looks at `length` bytes that are queued in `pipe`, and leaves them there.
-    pub(crate) fn look(&mut self, pipe: &Endpoint, length: usize) -> io::Result<()> {
-        let length = length.min(Inventory::BYTES_MAX.saturating_sub(self.bytes.len()));
+    /// Looks at the first of `queued` bytes in `pipe`, and leaves them there. Returns how many
+    /// may be taken out before the next look: in many small pieces they take more page slots than
+    /// a new pipe has.
+    pub(crate) fn look(&mut self, pipe: &Endpoint, queued: usize) -> io::Result<usize> {
+        let length = queued.min(Inventory::BYTES_MAX.saturating_sub(self.bytes.len()));
         if length == 0 {
-            return Ok(());
+            return Ok(queued);
         }
         let copy = Pipe::new()?;
         let copied = splice::tee_now(pipe, &copy.write, length)?;
         drop(copy.write);
         File::from(copy.read).take(copied as u64).read_to_end(&mut self.bytes)?;
-        Ok(())
+        Ok(copied)
     }
 
-    /// Whether what has passed can be a whole inventory: not empty, and if it begins with the
-    /// magic number of CRIU's, it goes on with entries behind their lengths, and ends with one.
+    /// Whether what has passed can be a whole inventory.
     pub(crate) fn is_whole(&self) -> bool {
-        const INVENTORY_MAGIC: [u8; 4] = 0x5831_3116_u32.to_le_bytes();
-
-        if self.bytes.len() >= Inventory::BYTES_MAX {
-            return true;
-        }
-        match self.bytes.strip_prefix(&INVENTORY_MAGIC) {
-            Some(rest) => !rest.is_empty() && are_entries(rest),
-            None => !INVENTORY_MAGIC.starts_with(&self.bytes),
-        }
+        self.bytes.len() >= Inventory::BYTES_MAX || inventory::is_whole(&self.bytes)
     }
-}
-
-fn are_entries(mut bytes: &[u8]) -> bool {
-    while let Some((length, rest)) = bytes.split_first_chunk::<4>() {
-        match rest.get(u32::from_le_bytes(*length) as usize..) {
-            Some(rest) => bytes = rest,
-            None => return false,
-        }
-    }
-    bytes.is_empty()
 }
 
 #[cfg(test)]

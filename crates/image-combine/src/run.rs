@@ -26,7 +26,7 @@ fn combine(
     args: Args,
     mut stdin: Option<Endpoint>,
     stdout: Endpoint,
-    mut progress: Progress,
+    progress: Progress,
 ) -> Result<(), Error> {
     let program = Program::new(NAME, args.common.verbose);
     let counters = Arc::new(Counters::new(1));

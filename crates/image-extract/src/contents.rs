@@ -4,8 +4,8 @@ use crate::error::Error;
 use crate::extract::nowhere;
 use crate::walk::{Visitor, walk};
 use crate::{Args, NAME};
-use cli::{Counters, Descriptors, Failure, Place, Program, StreamInput, UsageError};
-use pipe_io::inherit::{self, Direction, Refusal};
+use cli::{Counters, Descriptors, Failure, Place, Program, StreamInput};
+use pipe_io::inherit::Direction;
 use pipe_io::{Endpoint, Patient};
 use serde::Serialize;
 use std::collections::HashMap;
@@ -15,10 +15,9 @@ use wire_format::{FileName, ImageId};
 
 /// `image-extract --list`
 pub(crate) fn list(args: &Args) -> Result<(), Failure<Error>> {
-    if inherit::was_closed_at_start(1) {
-        return Err(UsageError::Refused(Place::Stdout, Refusal::NotOpen).into());
-    }
-    let contents = read(args)?;
+    let mut descriptors = Descriptors::default();
+    descriptors.print()?;
+    let (contents, _) = read(args, descriptors)?;
     let text = if args.json { contents.json() } else { contents.lines() };
     let written = Patient(io::stdout()).write_all(text.as_bytes());
     written.map_err(|error| Failure::Failed(Error::Stdout(error)))
@@ -26,7 +25,12 @@ pub(crate) fn list(args: &Args) -> Result<(), Failure<Error>> {
 
 /// `image-extract --verify`
 pub(crate) fn verify(args: &Args) -> Result<(), Failure<Error>> {
-    let contents = read(args)?;
+    let (contents, id) = read(args, Descriptors::default())?;
+    if let Some(wanted) = args.image_id
+        && id != Some(wanted)
+    {
+        return Err(Failure::Failed(Error::AnotherImage(wanted, id)));
+    }
     let bytes: u64 = contents.files.iter().map(|file| file.size).sum();
     let program = Program::new(NAME, args.common.verbose);
     let files = contents.files.len();
@@ -39,8 +43,10 @@ pub(crate) fn verify(args: &Args) -> Result<(), Failure<Error>> {
     Ok(())
 }
 
-fn read(args: &Args) -> Result<Contents, Failure<Error>> {
-    let mut descriptors = Descriptors::default();
+fn read(
+    args: &Args,
+    mut descriptors: Descriptors,
+) -> Result<(Contents, Option<ImageId>), Failure<Error>> {
     let stdin = descriptors.take(&Place::Stdin, Direction::Input)?;
     let program = Program::new(NAME, args.common.verbose);
     let counters = Arc::new(Counters::new(1));
@@ -54,8 +60,9 @@ fn read(args: &Args) -> Result<Contents, Failure<Error>> {
             places: HashMap::new(),
             nowhere: nowhere().map_err(Error::System)?,
         };
-        walk(StreamInput::new(Place::Stdin, stdin).or_increment(), &counters, &mut contents)?;
-        Ok(contents)
+        let input = StreamInput::new(Place::Stdin, stdin).or_increment();
+        let id = walk(input, &counters, &mut contents)?;
+        Ok((contents, id))
     };
     read().map_err(Failure::Failed)
 }

@@ -6,13 +6,13 @@
 //! the image that it belongs to.
 
 use crate::error::Error;
-use cli::Cleanup;
+use cli::{Cleanup, Descriptors};
 use criu_protocol::{Direction, INVENTORY};
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, open, openat, renameat};
 use nix::sys::stat::{FileStat, Mode, SFlag, fstatat, mkdirat};
 use nix::unistd::{UnlinkatFlags, fsync, unlinkat};
-use pipe_io::{Endpoint, Kind};
+use pipe_io::{Endpoint, FileId, Kind};
 use std::collections::HashSet;
 use std::io;
 use std::os::fd::OwnedFd;
@@ -29,12 +29,14 @@ pub(crate) struct Directory {
     _cleanup: Cleanup,
     names: HashSet<FileName>,
     sync: bool,
+    /// What the program reads and writes besides, of which nothing must be replaced.
+    used: Descriptors,
 }
 
 impl Directory {
     /// Begins to fill the directory. With `sync` the files are on the disk once they have their
-    /// names, and would be there after a crash of the system.
-    pub(crate) fn open(path: PathBuf, sync: bool) -> Result<Directory, Error> {
+    /// names, and would be there after a crash of the system. No file may replace one of `used`.
+    pub(crate) fn open(path: PathBuf, sync: bool, used: Descriptors) -> Result<Directory, Error> {
         let failed = |error: Errno| Error::Path(path.clone(), error.into());
         let flags = OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
         let fd = open(&path, flags | OFlag::O_RDONLY, Mode::empty()).map_err(failed)?;
@@ -44,7 +46,8 @@ impl Directory {
         let ((), cleanup) = Cleanup::of(make).map_err(failed)?;
         let unfinished =
             openat(&fd, name.as_str(), flags | OFlag::O_NOFOLLOW, Mode::empty()).map_err(failed)?;
-        Ok(Directory { path, fd, unfinished, _cleanup: cleanup, names: HashSet::new(), sync })
+        let names = HashSet::new();
+        Ok(Directory { path, fd, unfinished, _cleanup: cleanup, names, sync, used })
     }
 
     /// Makes a file, with the permissions that CRIU gives its own. One of the same name that was
@@ -55,6 +58,7 @@ impl Directory {
         if sockets.contains(&name.as_str()) {
             return Err(Error::SocketName(name.clone()));
         }
+        self.refuse_used(name)?;
         let flags = OFlag::O_CREAT
             | OFlag::O_TRUNC
             | OFlag::O_WRONLY
@@ -67,12 +71,18 @@ impl Directory {
         Ok(file)
     }
 
-    /// Closes a file that is complete, here or on a descriptor.
+    /// Closes a file of the directory that is complete.
     pub(crate) fn close(&self, file: Endpoint) -> io::Result<()> {
-        if self.sync && file.kind() == Kind::File {
-            fsync(&file)?;
-        }
+        self.sync(&file)?;
         file.close()
+    }
+
+    /// Has a complete file on the disk, here or on a descriptor, if that is asked for.
+    pub(crate) fn sync(&self, file: &Endpoint) -> io::Result<()> {
+        if self.sync && file.kind() == Kind::File {
+            fsync(file)?;
+        }
+        Ok(())
     }
 
     /// Puts the files in their places. The image must be complete.
@@ -94,6 +104,16 @@ impl Directory {
             self.settle()?;
         }
         Ok(())
+    }
+
+    /// What the image would replace that is at work: the image itself, or where an external file
+    /// goes, which would be lost with its old name.
+    fn refuse_used(&self, name: &FileName) -> Result<(), Error> {
+        let found = fstatat(&self.fd, name.as_str(), AtFlags::AT_SYMLINK_NOFOLLOW).ok();
+        match found.and_then(|stat| self.used.part_of(FileId::of_stat(&stat)?)) {
+            Some(place) => Err(Error::SameFile(self.path.clone(), name.clone(), place.clone())),
+            None => Ok(()),
+        }
     }
 
     /// A directory in a file's place: better seen before anything is replaced.

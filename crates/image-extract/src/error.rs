@@ -1,10 +1,10 @@
 //! Everything that can end an extraction early, in the words that the user reads.
 
-use cli::{InputError, Place, reason};
+use cli::{ClosingError, InputError, Place, reason};
 use std::fmt;
 use std::io;
 use std::path::PathBuf;
-use wire_format::FileName;
+use wire_format::{FileName, ImageId};
 
 /// Why the image was not unpacked.
 #[derive(Debug)]
@@ -15,6 +15,8 @@ pub(crate) enum Error {
     Path(PathBuf, io::Error),
     /// A file in this directory cannot be made or written.
     File(PathBuf, FileName, io::Error),
+    /// A file in this directory that would replace one which has another part.
+    SameFile(PathBuf, FileName, Place),
     /// A file that would take the place of a filter's socket.
     SocketName(FileName),
     /// An external file cannot be written.
@@ -23,6 +25,8 @@ pub(crate) enum Error {
     ExternalAgain(Place),
     /// The image has no file of this name.
     NoSuchFile(FileName),
+    /// It is not the image that it is to be, but this one.
+    AnotherImage(ImageId, Option<ImageId>),
     /// The list cannot be printed.
     Stdout(io::Error),
     /// The system refuses something basic.
@@ -38,15 +42,30 @@ impl fmt::Display for Error {
                 let path = directory.join("");
                 write!(f, "{}{name}: {}", path.display(), reason(error))
             }
+            Error::SameFile(directory, name, place) => {
+                write!(f, "{}{name}: the same file as {place}", directory.join("").display())
+            }
             Error::SocketName(name) => {
                 write!(f, "{name}: the name of a filter's socket, not of a file in an image")
             }
             Error::External(place, error) => write!(f, "{place}: {}", reason(error)),
             Error::ExternalAgain(place) => write!(f, "{place}: comes twice in the image"),
             Error::NoSuchFile(name) => write!(f, "{name}: not in the image"),
+            Error::AnotherImage(wanted, Some(id)) => {
+                write!(f, "stdin: the image is {id}, not {wanted}")
+            }
+            Error::AnotherImage(wanted, None) => {
+                write!(f, "stdin: the image has no id, and is to be {wanted}")
+            }
             Error::Stdout(error) => write!(f, "stdout: {}", reason(error)),
             Error::System(error) => f.write_str(&reason(error)),
         }
+    }
+}
+
+impl From<ClosingError> for Error {
+    fn from(ClosingError(place, error): ClosingError) -> Error {
+        Error::External(place, error)
     }
 }
 

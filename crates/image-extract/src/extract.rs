@@ -4,7 +4,7 @@ use crate::directory::Directory;
 use crate::error::Error;
 use crate::walk::{Visitor, walk};
 use crate::{Args, NAME};
-use cli::{Counters, Descriptors, Failure, Place, Program, Progress, StreamInput};
+use cli::{Closing, Counters, Descriptors, Failure, Place, Program, Progress, StreamInput};
 use pipe_io::Endpoint;
 use pipe_io::inherit::{Direction, raise_descriptor_limit};
 use std::collections::{HashMap, HashSet};
@@ -18,7 +18,7 @@ use wire_format::FileName;
 pub(crate) fn run(directory: PathBuf, args: Args) -> Result<(), Failure<Error>> {
     let mut descriptors = Descriptors::default();
     let stdin = descriptors.take(&Place::Stdin, Direction::Input)?;
-    let mut progress = Progress::open(args.common.progress_fd.0, &mut descriptors)?;
+    let progress = Progress::open(args.common.progress_fd.0, &mut descriptors)?;
     let external = descriptors.take_external(args.external, Direction::Output)?;
 
     let program = Program::new(NAME, args.common.verbose);
@@ -29,7 +29,7 @@ pub(crate) fn run(directory: PathBuf, args: Args) -> Result<(), Failure<Error>> 
         // As many files are open at once as the dump had.
         raise_descriptor_limit();
         let mut extraction = Extraction {
-            directory: Directory::open(directory, args.sync)?,
+            directory: Directory::open(directory, args.sync, descriptors)?,
             external: External::new(external),
             wanted: Wanted::new(args.names),
             open: HashMap::new(),
@@ -74,6 +74,8 @@ struct External {
     places: HashMap<FileName, Place>,
     /// Those that are not complete.
     open: HashMap<FileName, Endpoint>,
+    /// Those that are.
+    closing: Closing,
 }
 
 impl Extraction {
@@ -83,6 +85,7 @@ impl Extraction {
         {
             return Err(Error::NoSuchFile(name));
         }
+        self.external.closing.finish()?;
         self.directory.publish()
     }
 }
@@ -105,7 +108,7 @@ impl External {
             places.insert(name.clone(), place);
             open.insert(name, endpoint);
         }
-        External { places, open }
+        External { places, open, closing: Closing::default() }
     }
 }
 
@@ -143,8 +146,13 @@ impl Visitor for Extraction {
     }
 
     fn end(&mut self, name: &FileName) -> Result<(), Error> {
-        let file = self.external.open.remove(name).or_else(|| self.open.remove(name));
-        match file.map(|file| self.directory.close(file)) {
+        if let (Some(file), Some(place)) =
+            (self.external.open.remove(name), self.external.places.get(name))
+        {
+            self.directory.sync(&file).map_err(|error| self.failed(name, error))?;
+            return Ok(self.external.closing.add(place.clone(), file)?);
+        }
+        match self.open.remove(name).map(|file| self.directory.close(file)) {
             Some(Err(error)) => Err(self.failed(name, error)),
             _ => Ok(()),
         }

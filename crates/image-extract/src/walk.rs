@@ -26,17 +26,19 @@ pub(crate) trait Visitor {
     fn end(&mut self, name: &FileName) -> Result<(), Error>;
 }
 
-/// Goes through a whole image. Without an error, it was one.
+/// Goes through a whole image, and returns its id, if it has one. Without an error, it was whole.
 pub(crate) fn walk(
     mut input: StreamInput,
     counters: &Counters,
     visitor: &mut impl Visitor,
-) -> Result<(), Error> {
+) -> Result<Option<ImageId>, Error> {
     let mut current = None;
+    let mut id = None;
     loop {
         let before = input.position();
         let marker = input.next_marker()?;
         counters.add(0, input.position() - before);
+        id = id.or(marker.image_id);
         if before == 0 {
             visitor.image(marker.image_id, marker.parent_id);
         }
@@ -58,7 +60,7 @@ pub(crate) fn walk(
         }
     }
     counters.end(0);
-    Ok(())
+    Ok(id)
 }
 
 fn copy(

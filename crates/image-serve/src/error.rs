@@ -2,8 +2,9 @@
 
 use crate::remap::RemapError;
 use crate::store::NoPipe;
-use cli::{InputError, Place, reason};
+use cli::{ChildError, ClosingError, Failure, InputError, Place, reason};
 use criu_protocol::{ListenError, ProtocolError};
+use lazy_pages::PagemapError;
 use std::fmt;
 use std::io;
 use wire_format::FileName;
@@ -35,10 +36,49 @@ pub(crate) enum Error {
     Send(FileName, io::Error),
     /// CRIU wants a file that it was given already, and that is too large to be kept.
     Gone(FileName),
+    /// CRIU has closed a file without having read any of it.
+    Unread(FileName),
     /// CRIU has gone without having read the image.
     NotRestored,
+    /// Memory cannot be served on demand.
+    Lazy(lazy_pages::Error),
+    /// A pagemap does not say what can come late.
+    Pagemap(FileName, PagemapError),
+    /// The pages of a process are not there, or not as many as its pagemap has.
+    Pages(FileName, FileName),
+    /// CRIU reads this file as if no memory were to come late.
+    NotLazy(FileName),
+    /// The command behind `--` has not done its part.
+    Command(ChildError),
     /// The system refuses something basic.
     System(io::Error),
+}
+
+/// What restores all that a stream cannot.
+const FROM_DIRECTORY: &str =
+    "(restore from a directory: criu-restore --directory, or image-extract and criu restore)";
+
+impl Error {
+    /// Whether the restore is known to have failed only by what CRIU left undone: then the command
+    /// that has started CRIU says more.
+    pub(crate) fn is_effect_of_criu_s_end(&self) -> bool {
+        matches!(
+            self,
+            Error::NotRestored
+                | Error::Protocol(ProtocolError::Truncated)
+                | Error::Lazy(lazy_pages::Error::NotRestored)
+        )
+    }
+
+    pub(crate) fn into_failure(self) -> Failure<Error> {
+        match &self {
+            Error::Command(error) => {
+                let status = error.exit_status();
+                Failure::Command(self, status)
+            }
+            _ => Failure::Failed(self),
+        }
+    }
 }
 
 impl fmt::Display for Error {
@@ -55,16 +95,37 @@ impl fmt::Display for Error {
             Error::Protocol(error) => write!(f, "CRIU: {error}"),
             Error::NotAPipe(name) => write!(f, "CRIU: {name}: came without a pipe"),
             Error::Send(name, error) => write!(f, "CRIU: {name}: {}", reason(error)),
-            Error::Gone(name) => write!(
+            Error::Gone(name) => {
+                write!(
+                    f,
+                    "CRIU: {name}: asked for again, and cannot be read twice {FROM_DIRECTORY}"
+                )
+            }
+            Error::Unread(name) => write!(
                 f,
-                "CRIU: {name}: asked for again, but only small files are kept \
-                 (all are if stdin is a regular file)"
+                "CRIU: {name}: closed unread: CRIU has failed (see its log), or cannot read it \
+                 from a pipe {FROM_DIRECTORY}"
             ),
             Error::NotRestored => {
                 f.write_str("CRIU: hung up without asking for inventory.img: nothing was restored")
             }
+            Error::Lazy(error) => error.fmt(f),
+            Error::Pagemap(name, error) => write!(f, "{name}: {error}"),
+            Error::Pages(name, pagemap) => write!(f, "{name}: not what {pagemap} says"),
+            Error::NotLazy(name) => write!(
+                f,
+                "CRIU: {name}: asked for without a connection to lazy-pages.socket: \
+                 criu restore needs --lazy-pages, and its working directory is DIR"
+            ),
+            Error::Command(error) => error.fmt(f),
             Error::System(error) => f.write_str(&reason(error)),
         }
+    }
+}
+
+impl From<ClosingError> for Error {
+    fn from(ClosingError(place, error): ClosingError) -> Error {
+        Error::External(place, error)
     }
 }
 
@@ -77,5 +138,17 @@ impl From<InputError> for Error {
 impl From<ProtocolError> for Error {
     fn from(error: ProtocolError) -> Error {
         Error::Protocol(error)
+    }
+}
+
+impl From<lazy_pages::Error> for Error {
+    fn from(error: lazy_pages::Error) -> Error {
+        Error::Lazy(error)
+    }
+}
+
+impl From<ChildError> for Error {
+    fn from(error: ChildError) -> Error {
+        Error::Command(error)
     }
 }

@@ -2,7 +2,7 @@
 
 use crate::error::Error;
 use crate::store::{Incoming, Pipes, Store};
-use cli::{Counters, PayloadError, Place, StreamInput};
+use cli::{Closing, Counters, PayloadError, Place, StreamInput};
 use pipe_io::Endpoint;
 use std::collections::HashMap;
 use wire_format::{Body, FileName};
@@ -28,6 +28,7 @@ pub(crate) fn load(
     let mut load = Load {
         input,
         external,
+        closing: Closing::default(),
         pipes,
         keep,
         store: Store::default(),
@@ -43,15 +44,18 @@ pub(crate) fn load(
         }
     }
     counters.end(0);
-    match load.external.into_values().find(|(_, endpoint)| endpoint.is_some()) {
-        Some((place, _)) => Err(Error::NoSuchFile(place)),
-        None => Ok(Loaded { store: load.store, input: load.input }),
+    if let Some((place, _)) = load.external.into_values().find(|(_, endpoint)| endpoint.is_some()) {
+        return Err(Error::NoSuchFile(place));
     }
+    load.closing.finish()?;
+    Ok(Loaded { store: load.store, input: load.input })
 }
 
 struct Load {
     input: StreamInput,
     external: External,
+    /// The external files that are complete.
+    closing: Closing,
     pipes: Pipes,
     keep: Option<&'static str>,
     store: Store,
@@ -117,12 +121,11 @@ impl Load {
             self.store.insert(name, pieces);
             return Ok(());
         }
-        match self.external.get_mut(name) {
-            Some((place, endpoint)) => match endpoint.take().map(Endpoint::close) {
-                Some(Err(error)) => Err(Error::External(place.clone(), error)),
-                _ => Ok(()),
-            },
-            None => Ok(()),
+        if let Some((place, endpoint)) = self.external.get_mut(name) {
+            if let Some(endpoint) = endpoint.take() {
+                self.closing.add(place.clone(), endpoint)?;
+            }
         }
+        Ok(())
     }
 }

@@ -4,11 +4,11 @@ use crate::inherit::{self, Direction, Refusal};
 use crate::{pipe, poll};
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
-use nix::sys::socket::{Shutdown, SockType, getsockopt, shutdown, sockopt};
-use nix::sys::stat::{SFlag, fstat};
+use nix::sys::socket::{SockType, getsockopt, sockopt};
+use nix::sys::stat::{FileStat, SFlag, fstat};
 use nix::unistd::{Whence, lseek};
 use std::io::{self, ErrorKind, IsTerminal, Read, Write};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 
 /// The kinds of descriptor that carry a stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,6 +43,16 @@ impl Endpoint {
     /// Sees what kind of endpoint the descriptor is.
     pub fn new(fd: OwnedFd) -> Result<Endpoint, Refusal> {
         Ok(Endpoint { kind: kind(&fd)?, fd })
+    }
+
+    /// Takes over an end of a pipe that no other program holds, and returns its capacity in bytes.
+    /// Reading and writing fail rather than wait. Two calls to the system, as it is for pipes that
+    /// come by the thousand.
+    pub fn own_pipe(fd: OwnedFd) -> io::Result<(Endpoint, usize)> {
+        // Fails if it is no pipe.
+        let capacity = pipe::capacity(&fd)?;
+        fcntl(&fd, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
+        Ok((Endpoint { fd, kind: Kind::Pipe }, capacity))
     }
 
     /// Makes a pipe as large as it may be: smaller is slower, and no error.
@@ -114,30 +124,38 @@ impl Endpoint {
         }
     }
 
-    /// Ends what was written: closes the descriptor, and says what the kernel has kept for the
-    /// last moment: on some file systems that is when a full disk shows. A socket is shut down for
-    /// writing first: others may hold it open, and its reader waits for the end.
-    pub fn close(self) -> io::Result<()> {
-        if self.kind == Kind::Socket {
-            // A peer that has gone with all it wanted is no error here.
-            let _ = shutdown(self.fd.as_raw_fd(), Shutdown::Write);
-        }
+    /// Closes the descriptor at once, whatever was taken of what was written.
+    pub(crate) fn close_now(self) -> io::Result<()> {
         nix::unistd::close(self.fd).map_err(io::Error::from)
     }
 }
 
-/// A pipe, a file or a socket by its device and inode, the same through each descriptor that leads
-/// to it. `None` for a device, where any number of programs may write, and for what is not open.
+/// A pipe, a file, a directory or a socket by its device and inode, the same through each
+/// descriptor and each name that leads to it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct FileId(libc::dev_t, libc::ino_t);
+pub struct FileId {
+    device: u64,
+    inode: u64,
+    /// It carries two streams, one in each direction, that have nothing to do with each other.
+    pub is_socket: bool,
+}
 
 impl FileId {
-    /// What the descriptor leads to.
+    /// What the descriptor leads to. `None` for a device, where any number of programs may write,
+    /// and for what is not open.
     pub fn of(fd: impl AsFd) -> Option<FileId> {
-        let stat = fstat(fd).ok()?;
+        fstat(fd).ok().and_then(|stat| FileId::of_stat(&stat))
+    }
+
+    /// The same of what `stat` and its like have said.
+    pub fn of_stat(stat: &FileStat) -> Option<FileId> {
         let kind = SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT;
         let is_device = kind == SFlag::S_IFCHR || kind == SFlag::S_IFBLK;
-        (!is_device).then_some(FileId(stat.st_dev, stat.st_ino))
+        (!is_device).then_some(FileId {
+            device: stat.st_dev,
+            inode: stat.st_ino,
+            is_socket: kind == SFlag::S_IFSOCK,
+        })
     }
 }
 

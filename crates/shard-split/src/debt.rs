@@ -14,6 +14,11 @@ impl Debt {
         self.0.is_empty()
     }
 
+    /// How many bytes are to be written.
+    pub(crate) fn bytes(&self) -> usize {
+        self.0.len()
+    }
+
     /// Adds bytes at the end.
     pub(crate) fn owe(&mut self, bytes: &[u8]) {
         self.0.extend(bytes);

@@ -85,6 +85,11 @@ impl Shard {
         Ok(self.free_at_least)
     }
 
+    /// How many bytes its reader has not taken yet, of those that were written.
+    pub(crate) fn untaken(&self) -> Result<usize, Error> {
+        self.endpoint.untaken().map_err(|error| self.failed(error))
+    }
+
     /// How many page slots are free at least, without looking.
     pub(crate) fn free_at_least(&self) -> u64 {
         self.free_at_least
@@ -137,6 +142,11 @@ impl Shard {
     /// Whether something is still to be written. Such a shard takes nothing else.
     pub(crate) fn is_in_debt(&self) -> bool {
         !self.debt.is_paid()
+    }
+
+    /// How many bytes are still to be written.
+    pub(crate) fn debt(&self) -> usize {
+        self.debt.bytes()
     }
 
     /// Writes as much of the debt as there is room for now.

@@ -3,6 +3,7 @@
 use crate::error::Error;
 use crate::outputs::Outputs;
 use crate::room::{self, Room};
+use crate::settle::settle;
 use crate::shard::Shard;
 use crate::{Args, NAME};
 use cli::{
@@ -21,16 +22,18 @@ use wire_format::{Body, ImageId, Marker, Shard as ShardPlace};
 
 /// Does what the command line asks for.
 pub(crate) fn run(args: Args) -> Result<(), Failure<Error>> {
-    let Args { shard_fds, outputs, shards, filter, common } = args;
+    let Args { shard_fds, outputs, shards, filter, sync, common } = args;
     let plan = ShardPlan::new(&shard_fds, outputs, shards, filter, 1);
     let mut descriptors = Descriptors::default();
     let stdin = descriptors.take(&Place::Stdin, Direction::Input)?;
     let mut ends = descriptors.take_shards(plan.fds().iter().copied(), Direction::Output)?;
-    let mut progress = Progress::open(common.progress_fd.0, &mut descriptors)?;
+    let progress = Progress::open(common.progress_fd.0, &mut descriptors)?;
 
     let begun = plan.begin(NAME, common.verbose);
     let (_, counters) = begun.map_err(|error| Failure::Failed(Error::System(error)))?;
-    ends.extend(plan.open_outputs().map_err(|error| error.into_failure(Error::Shard))?);
+    ends.extend(
+        plan.open_outputs(&mut descriptors).map_err(|error| error.into_failure(Error::Shard))?,
+    );
 
     let split = || {
         let mut input = StreamInput::new(Place::Stdin, stdin).or_increment();
@@ -55,7 +58,7 @@ pub(crate) fn run(args: Args) -> Result<(), Failure<Error>> {
             density: PAGE as u64,
         };
         split.run(image_id, parent_id, &mut outputs)?;
-        outputs.complete()?;
+        outputs.complete(sync)?;
         progress.finished(&counters);
         Ok(())
     };
@@ -130,11 +133,12 @@ impl Split {
                 shard.descend_from(parent_id);
             }
         }
-        let written = self.write_image().and_then(|()| self.settle(outputs));
+        let written = self.write_image().and_then(|last| settle(&mut self.shards, last, outputs));
         written.map_err(|error| outputs.explain(error))
     }
 
-    fn write_image(&mut self) -> Result<(), Error> {
+    /// Writes all of the image but its end, which is returned.
+    fn write_image(&mut self) -> Result<Marker, Error> {
         // The first marker was read; it may be all that there is.
         while !self.pending.ends_with(&[Body::ImageEof]) {
             if self.pending.len() >= Split::PENDING_MAX {
@@ -146,7 +150,9 @@ impl Split {
                 body => self.pending.push(body),
             }
         }
-        self.write_pending()
+        self.pending.pop();
+        self.write_pending()?;
+        Ok(Marker::new(self.next_seq, Body::ImageEof))
     }
 
     /// Comes back when the input has a marker, or its end. While there is none, nothing is held
@@ -361,25 +367,5 @@ impl Split {
             shard.owe(window.get(..read).unwrap_or_default())?;
         }
         Ok(())
-    }
-
-    /// Closes the shards, each as soon as it has all that was promised to it: whoever merges them
-    /// may have to see the end of one before it reads more of another.
-    fn settle(&mut self, outputs: &mut Outputs) -> Result<(), Error> {
-        loop {
-            self.pay_debts()?;
-            let now = Instant::now();
-            let (owed, paid): (Vec<_>, Vec<_>) = self.shards.drain(..).partition(Shard::is_in_debt);
-            self.shards = owed;
-            self.shards.iter_mut().for_each(|shard| shard.note_room(false, now));
-            for mut shard in paid {
-                shard.note_room(true, now);
-                outputs.close(shard)?;
-            }
-            if self.shards.is_empty() {
-                return Ok(());
-            }
-            self.wait_for_shards(PollFlags::empty())?;
-        }
     }
 }

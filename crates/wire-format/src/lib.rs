@@ -45,7 +45,7 @@ mod reader;
 mod writer;
 
 pub use grammar::{Grammar, GrammarError};
-pub use identity::{ImageId, ImageIdError, Shard};
+pub use identity::{ImageId, NoImageId, Shard};
 pub use marker::{Body, MARKER_MAX, Marker, MarkerError};
 pub use name::{FileName, NAME_MAX, NameError};
 pub use reader::{ReadError, StreamReader};

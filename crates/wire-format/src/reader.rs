@@ -21,18 +21,23 @@ fn frame_min(last: Option<u64>) -> usize {
     LENGTH_FIELD + EOF + seq
 }
 
-/// Reads the markers of a stream, and never a byte of payload.
+/// Reads the markers of a stream, and never a byte of payload unless told to.
 ///
 /// After a [`crate::Body::FileData`] the caller takes that many bytes out of the source itself
-/// and says so with [`StreamReader::advance`].
+/// and says so with [`StreamReader::advance`]. With [`StreamReader::read_ahead`] the first of them
+/// may be in the reader.
 #[derive(Debug)]
 pub struct StreamReader<R> {
     source: R,
     /// Bytes of the stream that were read before the marker at hand.
     position: u64,
-    /// The marker at hand, as far as it has come.
-    frame: Vec<u8>,
-    /// The sequence number of the marker before it.
+    /// What was read: the marker at hand, as far as it has come, and what was read ahead.
+    buffer: Vec<u8>,
+    /// How much of the buffer is behind us.
+    used: usize,
+    /// How many bytes a read may ask for, whatever they are.
+    ahead: usize,
+    /// The sequence number of the marker before the one at hand.
     last: Option<u64>,
 }
 
@@ -50,7 +55,8 @@ pub enum ReadError {
 impl<R: Read> StreamReader<R> {
     /// Reads from the start of a stream or of a shard.
     pub fn new(source: R) -> StreamReader<R> {
-        StreamReader { source, position: 0, frame: Vec::with_capacity(64), last: None }
+        let buffer = Vec::with_capacity(64);
+        StreamReader { source, position: 0, buffer, used: 0, ahead: 0, last: None }
     }
 
     /// Takes the next marker for the first one of another stream, which stands behind this one.
@@ -60,11 +66,12 @@ impl<R: Read> StreamReader<R> {
 
     /// The next marker, or `None` when the source ends where a marker may end.
     pub fn next_marker(&mut self) -> Result<Option<Marker>, ReadError> {
+        let shortest = frame_min(self.last);
         let length = loop {
-            if let Some(length) = self.frame.first_chunk::<LENGTH_FIELD>() {
+            if let Some(length) = self.held().first_chunk::<LENGTH_FIELD>() {
                 break u32::from_le_bytes(*length);
             }
-            if !self.fill(frame_min(self.last))? {
+            if !self.fill(shortest)? {
                 return self.at_end();
             }
         };
@@ -72,40 +79,43 @@ impl<R: Read> StreamReader<R> {
         if wanted > LENGTH_FIELD + MARKER_MAX {
             return Err(ReadError::Marker(self.position, MarkerError::Oversized(length)));
         }
-        while self.frame.len() < wanted {
+        while self.held().len() < wanted {
             if !self.fill(wanted)? {
                 return self.at_end();
             }
         }
-        let body = self.frame.get(LENGTH_FIELD..wanted).unwrap_or_default();
+        let body = self.held().get(LENGTH_FIELD..wanted).unwrap_or_default();
         let marker =
             Marker::decode(body).map_err(|error| ReadError::Marker(self.position, error))?;
-        if self.frame.len() > wanted {
+        if wanted < shortest {
             // Too short for a number that rises.
             return Err(ReadError::Marker(self.position, MarkerError::Repeated(marker.seq)));
         }
         self.last = Some(marker.seq);
-        self.position += self.frame.len() as u64;
-        self.frame.clear();
+        self.position += wanted as u64;
+        self.drop_held(wanted);
         Ok(Some(marker))
     }
 
-    /// Reads once, up to `wanted` bytes of frame in all; `false` at the end of the source.
+    /// Reads once, so that up to `wanted` bytes are held, or more where that is allowed; `false`
+    /// at the end of the source.
     fn fill(&mut self, wanted: usize) -> Result<bool, ReadError> {
-        let have = self.frame.len();
-        self.frame.resize(wanted, 0);
+        self.buffer.drain(..self.used);
+        self.used = 0;
+        let have = self.buffer.len();
+        self.buffer.resize(wanted.max(self.ahead), 0);
         let read = loop {
-            match self.source.read(self.frame.get_mut(have..).unwrap_or_default()) {
+            match self.source.read(self.buffer.get_mut(have..).unwrap_or_default()) {
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 result => break result,
             }
         };
-        self.frame.truncate(have + read.as_ref().copied().unwrap_or(0));
+        self.buffer.truncate(have + read.as_ref().copied().unwrap_or(0));
         Ok(read.map_err(ReadError::Io)? > 0)
     }
 
     fn at_end(&self) -> Result<Option<Marker>, ReadError> {
-        match self.frame.len() as u64 {
+        match self.held().len() as u64 {
             0 => Ok(None),
             partial => Err(ReadError::Truncated(self.position + partial)),
         }
@@ -113,6 +123,25 @@ impl<R: Read> StreamReader<R> {
 }
 
 impl<R> StreamReader<R> {
+    /// Lets the next reads ask for so many bytes at once, whatever they are: markers of small files
+    /// come many at a time then, with the payload between them. With 0, as it is at first, no byte
+    /// of payload is read.
+    pub fn read_ahead(&mut self, bytes: usize) {
+        self.ahead = bytes;
+    }
+
+    /// What was read and is no part of a marker that was returned: payload, if the last marker has
+    /// announced any, comes first. The caller takes it from here before it takes from the source.
+    pub fn held(&self) -> &[u8] {
+        self.buffer.get(self.used..).unwrap_or_default()
+    }
+
+    /// Drops the first of the bytes that are held. The caller has used them, and says so with
+    /// [`StreamReader::advance`].
+    pub fn drop_held(&mut self, bytes: usize) {
+        self.used = self.used.saturating_add(bytes).min(self.buffer.len());
+    }
+
     /// Says that the caller took `bytes` of payload out of the source.
     pub fn advance(&mut self, bytes: u64) {
         self.position += bytes;
@@ -123,9 +152,9 @@ impl<R> StreamReader<R> {
         self.position
     }
 
-    /// Whether a part of a marker was read, and the rest has not come.
+    /// Whether a part of a marker was read, and the rest has not come. Only without reading ahead.
     pub fn is_within_marker(&self) -> bool {
-        !self.frame.is_empty()
+        !self.held().is_empty()
     }
 
     /// The source.
@@ -201,6 +230,30 @@ mod tests {
         let mut reader = StreamReader::new(bytes.as_slice());
         assert_eq!(read_all(&mut reader).unwrap(), 4);
         assert_eq!(reader.position(), bytes.len() as u64);
+    }
+
+    #[test]
+    fn payload_that_was_read_ahead_is_held() {
+        let bytes = sample();
+        for ahead in 1..bytes.len() + 9 {
+            let mut reader = StreamReader::new(bytes.as_slice());
+            reader.read_ahead(ahead);
+            let mut markers = 0;
+            while let Some(marker) = reader.next_marker().unwrap() {
+                markers += 1;
+                if marker.body == Body::FileData(3) {
+                    let held = reader.held().len().min(3);
+                    let mut payload = reader.held()[..held].to_vec();
+                    reader.drop_held(held);
+                    let (rest, source) = reader.get_ref().split_at(3 - held);
+                    payload.extend_from_slice(rest);
+                    *reader.get_mut() = source;
+                    reader.advance(3);
+                    assert_eq!(payload, b"xyz", "{ahead} bytes at once");
+                }
+            }
+            assert_eq!((markers, reader.position()), (4, bytes.len() as u64));
+        }
     }
 
     #[test]
