@@ -23,6 +23,8 @@ filters := \
     shard-merge \
     image-serve \
     image-extract \
+    criu-page-capture \
+    image-combine \
     criu-checkpoint \
     criu-restore \
     criu-run \
