@@ -1,6 +1,6 @@
 //! Memory outside the heap, in pieces large enough for huge pages.
 
-use crate::pipe::PAGE;
+use crate::pipe::page;
 use nix::sys::mman::{MapFlags, MmapAdvise, ProtFlags, madvise, mmap_anonymous, munmap};
 use std::ffi::c_void;
 use std::io;
@@ -24,7 +24,7 @@ pub struct Region {
 unsafe impl Send for Region {}
 
 impl Region {
-    /// Memory for `capacity` bytes, in pages of 4 KiB, also where the system gives huge ones to
+    /// Memory for `capacity` bytes, in the kernel's usual pages, also where the system gives huge ones to
     /// those who have not asked: the first byte would take 2 MiB.
     pub fn small_pages(capacity: usize) -> io::Result<Region> {
         let capacity = capacity.max(1);
@@ -74,7 +74,7 @@ impl Region {
     /// Gives back what was not filled, up to the page: no more can be. It takes no memory, but
     /// address space, which may be limited too.
     pub fn trim(&mut self) {
-        let kept = self.filled.next_multiple_of(PAGE);
+        let kept = self.filled.next_multiple_of(page());
         if kept < self.capacity {
             unmap(split_off(self.start, kept), self.capacity - kept);
             self.capacity = kept;
@@ -146,7 +146,7 @@ mod tests {
                 region.unfilled()[..filled].fill(7);
                 region.fill(filled);
                 region.trim();
-                assert_eq!(region.capacity(), filled.next_multiple_of(PAGE));
+                assert_eq!(region.capacity(), filled.next_multiple_of(page()));
                 assert!(region.bytes() == vec![7; filled]);
             }
         }
