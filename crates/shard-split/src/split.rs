@@ -12,7 +12,7 @@ use cli::{
 };
 use pipe_io::Kind;
 use pipe_io::inherit::Direction;
-use pipe_io::pipe::{self, PAGE};
+use pipe_io::pipe::{self, Slots, page};
 use pipe_io::poll::{self, PollFd, PollFlags};
 use std::io::ErrorKind;
 use std::os::fd::AsFd;
@@ -55,7 +55,7 @@ pub(crate) fn run(args: Args) -> Result<(), Failure<Error>> {
             next_seq: 0,
             seen: 0,
             favourite: 0,
-            density: PAGE as u64,
+            density: page() as u64,
         };
         split.run(image_id, parent_id, &mut outputs)?;
         outputs.complete(sync)?;
@@ -116,7 +116,7 @@ impl Split {
     const PENDING_MAX: usize = 32;
     /// A pipe of so few slots may be too small for a marker and its payload, and tells nothing
     /// about how they came.
-    const SMALL_PIPE: u64 = 8;
+    const SMALL_PIPE: Slots = Slots(8);
 
     /// Writes the whole image, and closes the shards. After an error `outputs` has been asked for
     /// its reason before they are closed.
@@ -338,9 +338,9 @@ impl Split {
             }
         }
         if let Some(shard) = self.shards.get_mut(room.shard) {
-            shard.gave(length, length.div_ceil(self.density) + 1);
+            shard.gave(length, Slots(length.div_ceil(self.density) + 1));
         }
-        self.density = (self.density * 2).min(PAGE as u64);
+        self.density = (self.density * 2).min(page() as u64);
         Ok(())
     }
 
@@ -351,7 +351,7 @@ impl Split {
             shard.gave(moved, room.slots);
         }
         if room.slots > Split::SMALL_PIPE {
-            self.density = (moved / room.slots).clamp(1, PAGE as u64);
+            self.density = (moved / room.slots.0).clamp(1, page() as u64);
         }
         let mut buffer = vec![0; left.min(ASIDE) as usize];
         let mut left = left;
