@@ -4,7 +4,8 @@ use pipe_io::pipe::PAGE;
 use std::collections::VecDeque;
 
 /// What is still to be written to a shard before anything else. It never holds more than the
-/// markers that are collected and the payload of one chunk, which is at most a pipe's capacity.
+/// markers that are collected and the payload of one chunk, which is at most a pipe's capacity;
+/// that of a metadata shard may be longer.
 #[derive(Debug, Default)]
 pub(crate) struct Debt(VecDeque<u8>);
 
@@ -12,6 +13,11 @@ impl Debt {
     /// Whether there is nothing to be written.
     pub(crate) fn is_paid(&self) -> bool {
         self.0.is_empty()
+    }
+
+    /// How many bytes are still to be written.
+    pub(crate) fn bytes(&self) -> usize {
+        self.0.len()
     }
 
     /// Adds bytes at the end.

@@ -130,6 +130,11 @@ impl Shard {
         !self.debt.is_paid()
     }
 
+    /// How many bytes are still to be written to it.
+    pub(crate) fn debt(&self) -> usize {
+        self.debt.bytes()
+    }
+
     /// Writes as much of the debt as there is room for now.
     pub(crate) fn pay(&mut self) -> Result<(), Error> {
         while self.is_in_debt()
