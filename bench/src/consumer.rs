@@ -3,7 +3,7 @@
 use crate::Error;
 use crate::client::Client;
 use crate::image::{Image, PagesFile, SmallFile};
-use crate::memory::{Memory, PAGE, is_page};
+use crate::memory::{PAGE, is_page};
 use std::fs::File;
 use std::io::Read;
 use std::ops::Range;
@@ -14,12 +14,12 @@ const BUFFER: usize = 256 << 10;
 
 /// Restores the image, and hangs up. The inventory comes first; some files don't exist, and the
 /// small ones are asked for before the memory, as CRIU does it.
-pub(crate) fn restore(mut client: Client, image: &Image, memory: &Memory) -> Result<(), Error> {
-    check_small(&mut client, &Image::inventory(), memory)?;
+pub(crate) fn restore(mut client: Client, image: &Image) -> Result<(), Error> {
+    check_small(&mut client, &image.inventory)?;
     if client.open_to_read("no-such-file.img")?.is_some() {
         return Err("a file exists that isn't in the image".into());
     }
-    image.small.iter().try_for_each(|file| check_small(&mut client, file, memory))?;
+    image.small.iter().try_for_each(|file| check_small(&mut client, file))?;
     image.pages.iter().try_for_each(|file| check_pages_file(&mut client, file))
 }
 
@@ -55,11 +55,11 @@ fn check_pages_file(client: &mut Client, file: &PagesFile) -> Result<(), Error> 
     check_pages(pipe, file.range.clone()).map_err(|error| format!("{}: {error}", file.name).into())
 }
 
-fn check_small(client: &mut Client, file: &SmallFile, memory: &Memory) -> Result<(), Error> {
+fn check_small(client: &mut Client, file: &SmallFile) -> Result<(), Error> {
     let pipe = client.open_to_read(&file.name)?.ok_or_else(|| missing(&file.name))?;
     let mut content = Vec::new();
     File::from(pipe).read_to_end(&mut content)?;
-    match content == file.content(memory) {
+    match content == file.content {
         true => Ok(()),
         false => Err(format!("{} is damaged", file.name).into()),
     }
@@ -72,6 +72,7 @@ fn missing(name: &str) -> Error {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::memory::Memory;
     use std::io::Write;
 
     fn check(bytes: &[u8]) -> Result<(), Error> {

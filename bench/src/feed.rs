@@ -25,7 +25,7 @@ const CHUNK: usize = 1 << 20;
 
 /// The image in `shards` shards, chunk by chunk in turn.
 pub(crate) fn shards<'a>(
-    image: &Image,
+    image: &'a Image,
     memory: &'a Memory,
     shards: usize,
 ) -> io::Result<Vec<Feed<'a>>> {
@@ -36,7 +36,7 @@ pub(crate) fn shards<'a>(
         file: None,
     };
     for file in &image.small {
-        writer.file(&file.name, file.content(memory))?;
+        writer.file(&file.name, &file.content)?;
     }
     for (index, range) in image.bursts() {
         let file = &image.pages[index];
@@ -46,8 +46,7 @@ pub(crate) fn shards<'a>(
             writer.eof(&file.name)?;
         }
     }
-    let inventory = Image::inventory();
-    writer.file(&inventory.name, inventory.content(memory))?;
+    writer.file(&image.inventory.name, &image.inventory.content)?;
     writer.marker(Body::ImageEof);
     Ok(writer.feeds)
 }

@@ -17,20 +17,20 @@ pub(crate) enum Shape {
 /// An image: which files it has, and which of the [`Memory`] is in each.
 #[derive(Debug)]
 pub(crate) struct Image {
-    /// In the order in which they are dumped; the inventory is not among them.
+    /// In the order in which they are dumped.
     pub(crate) small: Vec<SmallFile>,
+    /// The file with which a dump ends.
+    pub(crate) inventory: SmallFile,
     pub(crate) pages: Vec<PagesFile>,
     /// Pages that go to one pages image before the next has its turn.
     pub(crate) burst: usize,
 }
 
-/// A file of some hundred bytes.
+/// A file of some hundred bytes. It begins with a number that CRIU reads as it opens such a file.
 #[derive(Debug)]
 pub(crate) struct SmallFile {
     pub(crate) name: String,
-    /// The page whose first bytes are in it.
-    page: usize,
-    length: usize,
+    pub(crate) content: Vec<u8>,
 }
 
 /// A file that holds memory.
@@ -49,43 +49,32 @@ impl Shape {
     /// The image of this shape that has all of the memory in it.
     pub(crate) fn image(self, memory: &Memory) -> Image {
         let pages = memory.pages();
-        match self {
-            Shape::Process => Image {
-                small: small_files(40, memory),
-                pages: vec![PagesFile { name: "pages-1.img".into(), range: 0..pages }],
-                burst: usize::MAX,
-            },
-            Shape::Tree => Image {
-                small: small_files(8 * Shape::PROCESSES, memory),
-                pages: (0..Shape::PROCESSES)
-                    .map(|index| PagesFile {
-                        name: format!("pages-{}.img", index + 1),
-                        range: pages * index / Shape::PROCESSES
-                            ..pages * (index + 1) / Shape::PROCESSES,
-                    })
-                    .collect(),
-                burst: Shape::BURST,
-            },
-            Shape::SmallFiles => Image {
-                small: small_files(Shape::SMALL_FILES, memory),
-                pages: Vec::new(),
-                burst: usize::MAX,
-            },
-        }
+        let (small, pages, burst) = match self {
+            Shape::Process => {
+                (40, vec![PagesFile { name: "pages-1.img".into(), range: 0..pages }], usize::MAX)
+            }
+            Shape::Tree => (8 * Shape::PROCESSES, tree(pages), Shape::BURST),
+            Shape::SmallFiles => (Shape::SMALL_FILES, Vec::new(), usize::MAX),
+        };
+        let inventory = SmallFile::new("inventory.img".into(), &[7; 60]);
+        Image { small: small_files(small, memory), inventory, pages, burst }
     }
 }
 
-impl Image {
-    /// The file with which a dump ends.
-    pub(crate) fn inventory() -> SmallFile {
-        SmallFile { name: "inventory.img".into(), page: 1, length: 60 }
-    }
+fn tree(pages: usize) -> Vec<PagesFile> {
+    let file = |index| PagesFile {
+        name: format!("pages-{}.img", index + 1),
+        range: pages * index / Shape::PROCESSES..pages * (index + 1) / Shape::PROCESSES,
+    };
+    (0..Shape::PROCESSES).map(file).collect()
+}
 
+impl Image {
     /// Bytes of all files.
     pub(crate) fn bytes(&self) -> u64 {
-        let small: usize = self.small.iter().map(|file| file.length).sum();
+        let small: usize = self.small.iter().map(|file| file.content.len()).sum();
         let pages: usize = self.pages.iter().map(|file| file.range.len() * PAGE).sum();
-        (small + Image::inventory().length + pages) as u64
+        (small + self.inventory.content.len() + pages) as u64
     }
 
     /// How many files there are, the inventory included.
@@ -112,18 +101,20 @@ impl Image {
 }
 
 impl SmallFile {
-    pub(crate) fn content<'a>(&self, memory: &'a Memory) -> &'a [u8] {
-        &memory.bytes(self.page..self.page + 1)[..self.length]
+    fn new(name: String, bytes: &[u8]) -> SmallFile {
+        const MAGIC: [u8; 4] = 0x5456_4319_u32.to_le_bytes();
+
+        SmallFile { name, content: [&MAGIC, bytes].concat() }
     }
 }
 
 /// Between 100 and 900 bytes each, which is what most of CRIU's files have.
 fn small_files(count: usize, memory: &Memory) -> Vec<SmallFile> {
     (0..count)
-        .map(|index| SmallFile {
-            name: format!("core-{}.img", index + 1),
-            page: index % memory.pages(),
-            length: 100 + index * 7 % 800,
+        .map(|index| {
+            let page = index % memory.pages();
+            let bytes = &memory.bytes(page..page + 1)[..100 + index * 7 % 800];
+            SmallFile::new(format!("core-{}.img", index + 1), bytes)
         })
         .collect()
 }

@@ -15,7 +15,7 @@ use std::os::fd::{AsFd, OwnedFd};
 /// producer, so that the streamer is what is measured.
 pub(crate) fn dump(mut client: Client, image: &Image, memory: &Memory) -> io::Result<()> {
     for file in &image.small {
-        send(&mut client, file, memory)?;
+        send(&mut client, file)?;
     }
     let mut files: Vec<Option<OwnedFd>> = image.pages.iter().map(|_| None).collect();
     for (index, range) in image.bursts() {
@@ -30,7 +30,7 @@ pub(crate) fn dump(mut client: Client, image: &Image, memory: &Memory) -> io::Re
             files[index] = None;
         }
     }
-    send(&mut client, &Image::inventory(), memory)
+    send(&mut client, &image.inventory)
 }
 
 /// The memory alone, in the same order, into a pipe that nobody else has a hand in.
@@ -39,6 +39,6 @@ pub(crate) fn pour(pipe: impl AsFd, image: &Image, memory: &Memory) -> io::Resul
     bursts.into_iter().try_for_each(|(_, range)| vmsplice_all(pipe.as_fd(), memory.bytes(range)))
 }
 
-fn send(client: &mut Client, file: &SmallFile, memory: &Memory) -> io::Result<()> {
-    File::from(client.open_to_write(&file.name)?).write_all(file.content(memory))
+fn send(client: &mut Client, file: &SmallFile) -> io::Result<()> {
+    File::from(client.open_to_write(&file.name)?).write_all(&file.content)
 }

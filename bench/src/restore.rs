@@ -53,7 +53,7 @@ fn streamer(
             feeds.iter().map(|feed| file(&kept, feed)).collect::<io::Result<Vec<OwnedFd>>>()?;
         let start = Instant::now();
         let started = streamer.serve(scratch.path(), inputs, store)?;
-        let processes = consume(bench, image, &scratch, started)?;
+        let processes = consume(image, &scratch, started)?;
         return Ok(round(start, image, processes));
     }
     thread::scope(|scope| {
@@ -67,7 +67,7 @@ fn streamer(
         let start = Instant::now();
         let feeders: Vec<_> =
             feeds.iter().zip(outputs).map(|(feed, output)| feeder(scope, feed, output)).collect();
-        let processes = consume(bench, image, &scratch, started)?;
+        let processes = consume(image, &scratch, started)?;
         feeders.into_iter().try_for_each(join)?;
         Ok(round(start, image, processes))
     })
@@ -75,13 +75,12 @@ fn streamer(
 
 /// CRIU's part, and the end of the filters.
 fn consume(
-    bench: &Bench,
     image: &Image,
     scratch: &Scratch,
     mut started: Started,
 ) -> Result<Vec<ProcessCost>, Error> {
     started.wait_for_socket()?;
-    consumer::restore(Client::restore(scratch.path())?, image, &bench.memory)?;
+    consumer::restore(Client::restore(scratch.path())?, image)?;
     started.programs.finish()
 }
 

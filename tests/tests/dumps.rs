@@ -1,11 +1,12 @@
 //! `criu-sock-capture` opposite a CRIU that behaves, dies, or talks nonsense.
 
-use std::io::Write;
+use std::io::{IoSlice, Write};
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::thread;
 use std::time::Duration;
 
+use nix::fcntl::{SpliceFFlags, vmsplice};
 use nix::sys::signal::Signal;
 use tempfile::{TempDir, tempdir};
 use tests::criu::{DumpClient, pipe, request};
@@ -167,6 +168,37 @@ fn what_is_still_in_the_pipes_when_criu_hangs_up_is_captured() {
     captured.succeeded();
     let files = read_stream(&captured.stdout).expect("a valid stream");
     assert!(files["pages-1.img"] == pages, "pages-1.img differs");
+}
+
+/// Pieces of a few bytes take a page slot each, and there are more of them than a new pipe has.
+#[test]
+fn an_inventory_in_many_pieces_is_whole() {
+    const SLOTS: usize = 64;
+    let body = Random::new(5).bytes(400);
+    let length = (body.len() as u32).to_le_bytes();
+    let inventory = [b"\x16\x31\x31\x58".as_slice(), &length, &body].concat();
+    for cut in [0, 1] {
+        let dir = directory();
+        let sent = &inventory[..inventory.len() - cut];
+        let captured = filters::dump(dir.path(), |mut client| {
+            let (read_end, write_end) = pipe(Some(SLOTS * 4096)).expect("a pipe");
+            for piece in sent.chunks(17) {
+                let moved = vmsplice(&write_end, &[IoSlice::new(piece)], SpliceFFlags::empty());
+                assert_eq!(moved.expect("room"), piece.len());
+            }
+            drop(write_end);
+            client.request("inventory.img").expect("capture reads");
+            client.send_pipe(&read_end).expect("capture reads");
+        });
+        if cut > 0 {
+            captured.refused_with_a_place("cut short");
+            assert!(captured.stderr[0].contains("cut short"), "{:?}", captured.stderr);
+            continue;
+        }
+        captured.succeeded();
+        let files = read_stream(&captured.stdout).expect("a valid stream");
+        assert_eq!(files["inventory.img"], inventory);
+    }
 }
 
 #[test]

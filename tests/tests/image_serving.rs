@@ -221,7 +221,8 @@ fn waiting_for_a_client_takes_no_cpu_time() {
         let dir = directory();
         let serving = start(dir.path(), store, &stream(&files), &[]);
         let mut client = connect(dir.path());
-        let stalled = open(&mut client, "pages-1.img");
+        let mut stalled = open(&mut client, "pages-1.img");
+        stalled.read_exact(&mut [0]).expect("a pipe");
         sleep(Duration::from_millis(50));
         let before = serving.cpu_ticks();
         sleep(Duration::from_millis(1000));
@@ -333,6 +334,70 @@ fn a_criu_that_leaves_without_the_inventory_has_restored_nothing() {
     read(&mut client, "inventory.img");
     drop(client);
     serving.finish().succeeded();
+}
+
+/// CRIU asks fstat for the size of its nftables rules. Files of all sizes around those of pages,
+/// of pipes and of what is kept.
+#[test]
+fn a_file_that_is_closed_unread_is_told_at_once_and_criu_is_hung_up_on() {
+    const SIZES: [usize; 10] =
+        [1, 59, 4096, 4097, 65_536, 65_537, 128 << 10, 300_000, MIB, 6 * MIB + 1];
+    let mut random = Random::new(13);
+    for store in STORES {
+        for size in SIZES {
+            let case = format!("{store}, {size} bytes");
+            let files = Files::from([
+                ("inventory.img".into(), b"all".to_vec()),
+                ("nftables-9.img".into(), random.bytes(size)),
+                ("pages-1.img".into(), random.bytes(2 * MIB)),
+            ]);
+            let dir = directory();
+            let serving = start(dir.path(), store, &stream(&files), &["--clients", "2"]);
+            let [mut client, mut other] = [connect(dir.path()), connect(dir.path())];
+            read(&mut client, "inventory.img");
+            let unread = open(&mut client, "nftables-9.img");
+            let mut pages = open(&mut client, "pages-1.img");
+            pages.read_exact(&mut [0]).expect("a pipe");
+            drop(unread);
+            serving.wait_for("unread nftables-9.img");
+            let mut rest = Vec::new();
+            pages.read_to_end(&mut rest).expect("a pipe");
+            assert!(rest.len() + 1 < 2 * MIB, "{case}: the restore could be completed");
+            assert!(client.ask("pages-1.img").is_err(), "{case}: it could go on");
+            // It is not the other one's fault.
+            assert_eq!(read(&mut other, "inventory.img"), b"all", "{case}");
+            drop((client, other));
+            let finished = serving.finish();
+            finished.refused_with_a_place(&case);
+            let message = &finished.stderr[0];
+            assert!(message.contains("nftables-9.img: closed unread"), "{case}: {message}");
+            assert!(message.contains("--directory"), "{case}: {message}");
+        }
+    }
+}
+
+#[test]
+fn a_file_of_which_a_byte_was_read_is_no_failure() {
+    let mut random = Random::new(14);
+    for store in STORES {
+        for size in [2, 4096, 5000, 65_536, 300_000, 6 * MIB] {
+            let files = Files::from([
+                ("inventory.img".into(), b"all".to_vec()),
+                ("empty.img".into(), Vec::new()),
+                ("pages-1.img".into(), random.bytes(size)),
+            ]);
+            let dir = directory();
+            let serving = start(dir.path(), store, &stream(&files), &[]);
+            let mut client = connect(dir.path());
+            drop(open(&mut client, "empty.img"));
+            let mut pages = open(&mut client, "pages-1.img");
+            pages.read_exact(&mut [0]).expect("a pipe");
+            drop(pages);
+            assert_eq!(read(&mut client, "inventory.img"), b"all", "{store}, {size} bytes");
+            drop(client);
+            serving.finish().succeeded();
+        }
+    }
 }
 
 /// CRIU's tasks have the pipes; its main process may be gone.

@@ -4,8 +4,8 @@
 use std::fs::{self, File};
 use std::io::Write;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, symlink};
-use std::os::unix::net::UnixStream;
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, chown, symlink};
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -320,6 +320,33 @@ fn a_socket_that_a_killed_one_left_behind_is_replaced() {
         let next = start(&dir, name);
         assert!(UnixStream::connect(dir.join(socket)).is_ok(), "{name} does not listen");
         drop(next);
+    }
+}
+
+/// Whoever may not write to a socket is not told whether somebody listens.
+#[test]
+fn a_socket_of_another_user_is_left_alone() {
+    const TEST: &str = "a_socket_of_another_user_is_left_alone";
+    const STRANGER: u32 = 65533;
+
+    if !Uid::effective().is_root() || Command::new("setpriv").arg("--version").output().is_err() {
+        return skip(TEST, "needs root, and setpriv");
+    }
+    for (name, socket) in SOCKETS {
+        let (_parent, dir) = images();
+        let path = dir.join(socket);
+        let listener = UnixListener::bind(&path).expect("a socket");
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).expect("it is ours");
+        chown(&path, Some(STRANGER), Some(STRANGER)).expect("root can");
+        let before = fs::symlink_metadata(&path).expect("the socket").ino();
+        let powerless = ["setpriv", "--bounding-set=-all", "--inh-caps=-all"];
+        let filter = Filter::under(&powerless, name).arg("-D").arg(&dir).progress_apart();
+        let refused = filter.run(&small_stream());
+        refused.refused_with_a_place(name);
+        let message = &refused.stderr[0];
+        assert!(message.ends_with("is another user's, who may listen there"), "{message}");
+        assert_eq!(fs::symlink_metadata(&path).expect("the socket").ino(), before, "{name}");
+        drop(listener);
     }
 }
 

@@ -29,7 +29,7 @@ pub use identity::{new_image_id, new_split_id};
 pub use operands::OutputFile;
 pub use pipe_io::reason;
 pub use place::Place;
-pub use program::{Failure, Program, main};
+pub use program::{Failure, Program, failed, main, options, parse, wrong_usage};
 pub use progress::Progress;
 pub use shards::{OpenError, ShardEnd, ShardPlan};
 pub use stream_input::{InputError, PayloadError, StreamInput};

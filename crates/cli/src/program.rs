@@ -4,6 +4,7 @@ use crate::{Counters, UsageError, signals};
 use clap::error::ErrorKind;
 use clap::{Arg, ArgAction, Command, Parser};
 use pipe_io::Patient;
+use std::ffi::OsString;
 use std::fmt;
 use std::io::{self, Write};
 use std::process::ExitCode;
@@ -65,22 +66,49 @@ pub fn main<A: Parser, E: fmt::Display>(
     name: &'static str,
     run: impl FnOnce(A) -> Result<(), Failure<E>>,
 ) -> ExitCode {
-    let parsed = command::<A>().try_get_matches();
-    let args = match parsed.and_then(|matches| A::from_arg_matches(&matches)) {
+    let args = match parse::<A>(name, std::env::args_os()) {
         Ok(args) => args,
-        Err(error) => return not_run(name, &error),
+        Err(status) => return status,
     };
     match run(args) {
         Ok(()) => ExitCode::SUCCESS,
-        Err(Failure::Failed(error)) => {
-            complain(name, error);
-            ExitCode::from(1)
-        }
-        Err(Failure::Usage(error)) => {
-            complain(name, error);
-            ExitCode::from(2)
-        }
+        Err(Failure::Failed(error)) => failed(name, error),
+        Err(Failure::Usage(error)) => wrong_usage(name, error),
     }
+}
+
+/// Parses a command line, which begins with the program's name. Where it asks for help or the
+/// version, or is wrong, that is answered, and the exit status returned.
+pub fn parse<A: Parser>(
+    name: &str,
+    arguments: impl IntoIterator<Item = OsString>,
+) -> Result<A, ExitCode> {
+    let parsed = command::<A>().try_get_matches_from(arguments);
+    parsed.and_then(|matches| A::from_arg_matches(&matches)).map_err(|error| not_run(name, &error))
+}
+
+/// The options of a program, each by each of its names (`-n`, `--shards`), and whether a value
+/// follows: for a program that passes others on.
+pub fn options<A: Parser>() -> Vec<(String, bool)> {
+    let mut options = Vec::new();
+    for argument in command::<A>().get_arguments() {
+        let takes_value = argument.get_action().takes_values();
+        options.extend(argument.get_short().map(|letter| (format!("-{letter}"), takes_value)));
+        options.extend(argument.get_long().map(|name| (format!("--{name}"), takes_value)));
+    }
+    options
+}
+
+/// Says why the program has failed, and returns its exit status.
+pub fn failed(name: &str, error: impl fmt::Display) -> ExitCode {
+    complain(name, error);
+    ExitCode::from(1)
+}
+
+/// Says what is wrong with the command line, and returns the exit status.
+pub fn wrong_usage(name: &str, error: impl fmt::Display) -> ExitCode {
+    complain(name, error);
+    ExitCode::from(2)
 }
 
 /// The command line of a filter. clap's own -h and -V cannot be moved behind the other groups, so

@@ -6,6 +6,7 @@ use pipe_io::Endpoint;
 use pipe_io::inherit::Direction;
 use std::io::Write;
 use std::os::fd::RawFd;
+use wire_format::FileName;
 
 /// Where progress lines go. A reader that went away is no error.
 #[derive(Debug)]
@@ -39,6 +40,11 @@ impl Progress {
     /// The process is frozen.
     pub fn checkpoint_start(&mut self) {
         self.line("checkpoint-start");
+    }
+
+    /// A file of the image was not read by whom it is for.
+    pub fn unread(&mut self, name: &FileName) {
+        self.line(&format!("unread {name}"));
     }
 
     /// All is done: how much went where, as one line of JSON.

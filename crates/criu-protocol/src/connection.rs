@@ -78,19 +78,48 @@ impl Connection {
     /// the file exists.
     pub fn next_event(&mut self) -> Result<Option<Event>, ProtocolError> {
         loop {
-            if let Some(event) = self.understand()? {
+            if let Some(event) = self.next_received()? {
                 return Ok(Some(event));
-            }
-            if self.hung_up {
-                return match self.received.is_empty() && !self.awaits_pipe {
-                    true => Ok(Some(Event::HangUp)),
-                    false => Err(ProtocolError::Truncated),
-                };
             }
             if !self.receive()? {
                 return Ok(None);
             }
         }
+    }
+
+    /// What CRIU said next, of what [`Connection::receive`] has received.
+    pub fn next_received(&mut self) -> Result<Option<Event>, ProtocolError> {
+        match self.understand()? {
+            None if !self.hung_up => Ok(None),
+            None if self.received.is_empty() && !self.awaits_pipe => Ok(Some(Event::HangUp)),
+            None => Err(ProtocolError::Truncated),
+            event => Ok(event),
+        }
+    }
+
+    /// Receives once; `false` if there is nothing to receive yet.
+    ///
+    /// One call takes a request and the byte with its pipe: the kernel ends a message behind the
+    /// byte that carried descriptors, and so tells which byte that was.
+    pub fn receive(&mut self) -> Result<bool, ProtocolError> {
+        let mut buffer = [0; REQUEST_MAX];
+        let received = match socket::receive_now(&self.socket, &mut buffer) {
+            Ok(received) => received,
+            Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(false),
+            Err(error) if error.raw_os_error() == Some(Errno::ENOBUFS as i32) => {
+                return Err(ProtocolError::TooManyDescriptors);
+            }
+            // CRIU died with a reply of ours unread.
+            Err(error) if error.kind() == ErrorKind::ConnectionReset => {
+                self.hung_up = true;
+                return Ok(true);
+            }
+            Err(error) => return Err(ProtocolError::Io(error)),
+        };
+        self.hung_up = received.length == 0;
+        self.received.extend_from_slice(buffer.get(..received.length).unwrap_or_default());
+        self.pipes.extend(received.fds);
+        Ok(true)
     }
 
     /// Answers a request for reading.
@@ -153,31 +182,6 @@ impl Connection {
         self.received.drain(..LENGTH_FIELD + length);
         self.awaits_pipe = self.direction == Direction::Capture;
         Ok(Some(Event::Request(name)))
-    }
-
-    /// Receives once; `false` if there is nothing to receive yet.
-    ///
-    /// One call takes a request and the byte with its pipe: the kernel ends a message behind the
-    /// byte that carried descriptors, and so tells which byte that was.
-    fn receive(&mut self) -> Result<bool, ProtocolError> {
-        let mut buffer = [0; REQUEST_MAX];
-        let received = match socket::receive_now(&self.socket, &mut buffer) {
-            Ok(received) => received,
-            Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(false),
-            Err(error) if error.raw_os_error() == Some(Errno::ENOBUFS as i32) => {
-                return Err(ProtocolError::TooManyDescriptors);
-            }
-            // CRIU died with a reply of ours unread.
-            Err(error) if error.kind() == ErrorKind::ConnectionReset => {
-                self.hung_up = true;
-                return Ok(true);
-            }
-            Err(error) => return Err(ProtocolError::Io(error)),
-        };
-        self.hung_up = received.length == 0;
-        self.received.extend_from_slice(buffer.get(..received.length).unwrap_or_default());
-        self.pipes.extend(received.fds);
-        Ok(true)
     }
 }
 

@@ -17,3 +17,13 @@ pub const INVENTORY: &str = "inventory.img";
 
 /// The file that CRIU may send before the process is frozen.
 pub const CPUINFO: &str = "cpuinfo.img";
+
+/// Whether a file of an image begins in this way because it has one of the magic numbers that CRIU
+/// reads as soon as it opens the file. It opens others, such as `pages-1.img` and
+/// `nftables-1.img`, without reading anything.
+pub fn is_read_when_opened(file: &[u8]) -> bool {
+    const COMMON: [u8; 4] = 0x5456_4319_u32.to_le_bytes();
+    const SERVICE: [u8; 4] = 0x5510_5940_u32.to_le_bytes();
+
+    file.starts_with(&COMMON) || file.starts_with(&SERVICE)
+}

@@ -44,6 +44,8 @@ pub enum ListenError {
     Socket(PathBuf, io::Error),
     /// Another program listens there.
     Taken(PathBuf),
+    /// The socket is another user's, so it cannot be known whether somebody listens.
+    Foreign(PathBuf),
 }
 
 impl Direction {
@@ -69,8 +71,11 @@ impl Listener {
         // Two programs that start at once must not both replace what a third has left.
         let _lock = lock(&folder);
         if path.symlink_metadata().is_ok() {
-            if address.is_listened_on() {
-                return Err(ListenError::Taken(path));
+            match address.is_listened_on() {
+                Ok(true) => return Err(ListenError::Taken(path)),
+                Ok(false) => {}
+                Err(Errno::EACCES) => return Err(ListenError::Foreign(path)),
+                Err(error) => return Err(ListenError::Socket(path, error.into())),
             }
             remove_stale(&path).map_err(|error| ListenError::Socket(path.clone(), error))?;
         }
@@ -166,14 +171,19 @@ impl Address {
     }
 
     /// Asks without disturbing whoever listens: a connection of another type than theirs is
-    /// refused as such (EPROTOTYPE), and only if there is somebody.
-    fn is_listened_on(&self) -> bool {
+    /// refused as such (EPROTOTYPE), and only if there is somebody. Whoever may not write to the
+    /// socket is told nothing (EACCES).
+    fn is_listened_on(&self) -> nix::Result<bool> {
         let probe = || -> nix::Result<()> {
             let kind = SockType::Datagram;
             let probe: OwnedFd = socket(AddressFamily::Unix, kind, SockFlag::SOCK_CLOEXEC, None)?;
             connect(probe.as_raw_fd(), &UnixAddr::new(&self.0)?)
         };
-        matches!(probe(), Ok(()) | Err(Errno::EPROTOTYPE))
+        match probe() {
+            Ok(()) | Err(Errno::EPROTOTYPE) => Ok(true),
+            Err(Errno::ECONNREFUSED | Errno::ENOENT) => Ok(false),
+            Err(error) => Err(error),
+        }
     }
 
     fn bind(&self) -> io::Result<UnixListener> {
@@ -194,6 +204,9 @@ impl fmt::Display for ListenError {
             ListenError::Directory(path, error) | ListenError::Socket(path, error) => (path, error),
             ListenError::Taken(path) => {
                 return write!(f, "{}: another program listens there", path.display());
+            }
+            ListenError::Foreign(path) => {
+                return write!(f, "{}: is another user's, who may listen there", path.display());
             }
         };
         write!(f, "{}: {}", path.display(), pipe_io::reason(error))

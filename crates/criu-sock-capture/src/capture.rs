@@ -38,7 +38,8 @@ pub(crate) fn run(args: Args) -> Result<(), Failure<Error>> {
         })
         .map_err(Error::Listen)?;
         let mut output = StreamOutput::new(stdout, Arc::clone(&counters));
-        output.identify(new_image_id().map_err(Error::System)?);
+        let id = args.image_id.map_or_else(new_image_id, Ok).map_err(Error::System)?;
+        output.identify(id);
         let inflows = external
             .into_iter()
             .map(|(name, place, source)| Inflow::external(name, place, source))

@@ -86,16 +86,21 @@ impl Inflow {
                 Err(MoveError::Output(error)) => Err(Error::System(error)),
             };
         }
-        let bytes = pipe::queued(&self.pipe).map_err(|error| self.failed(error))?;
-        self.grow_if_worth_it(bytes);
+        let queued = pipe::queued(&self.pipe).map_err(|error| self.failed(error))?;
+        self.grow_if_worth_it(queued);
+        let mut bytes = queued;
         if let Origin::CriuInventory(inventory) = &mut self.origin {
-            inventory.look(&self.pipe, bytes).map_err(Error::System)?;
-            if hung_up && !inventory.is_whole() {
-                return Err(Error::InventoryCut);
-            }
+            bytes = inventory.look(&self.pipe, queued).map_err(Error::System)?;
         }
-        // A pipe holds at most 2 GiB, and no more comes after the hang-up.
-        Ok(Available { bytes: bytes as u32, end: hung_up })
+        // No more comes after the hang-up.
+        let end = hung_up && bytes == queued;
+        match &self.origin {
+            Origin::CriuInventory(inventory) if end && !inventory.is_whole() => {
+                Err(Error::InventoryCut)
+            }
+            // A pipe holds at most 2 GiB.
+            _ => Ok(Available { bytes: bytes as u32, end }),
+        }
     }
 
     /// Most of CRIU's files are a few hundred bytes, and a large pipe for each would cost more

@@ -18,17 +18,19 @@ impl Inventory {
     /// An inventory has some hundred bytes. What is longer is not looked at further.
     const BYTES_MAX: usize = 64 << 10;
 
-    /// Looks at `length` bytes that are queued in `pipe`, and leaves them there.
-    pub(crate) fn look(&mut self, pipe: &Endpoint, length: usize) -> io::Result<()> {
-        let length = length.min(Inventory::BYTES_MAX.saturating_sub(self.bytes.len()));
+    /// Looks at the first of `queued` bytes in `pipe`, and leaves them there. Returns how many
+    /// may be taken out before the next look: in many small pieces they take more page slots than
+    /// a new pipe has.
+    pub(crate) fn look(&mut self, pipe: &Endpoint, queued: usize) -> io::Result<usize> {
+        let length = queued.min(Inventory::BYTES_MAX.saturating_sub(self.bytes.len()));
         if length == 0 {
-            return Ok(());
+            return Ok(queued);
         }
         let copy = Pipe::new()?;
         let copied = splice::tee_now(pipe, &copy.write, length)?;
         drop(copy.write);
         File::from(copy.read).take(copied as u64).read_to_end(&mut self.bytes)?;
-        Ok(())
+        Ok(copied)
     }
 
     /// Whether what has passed can be a whole inventory: not empty, and if it begins with the

@@ -10,6 +10,7 @@ use clap::Parser;
 use cli::{CommonArgs, ExternalFile};
 use std::path::PathBuf;
 use std::process::ExitCode;
+use wire_format::ImageId;
 
 const NAME: &str = "criu-sock-capture";
 
@@ -51,6 +52,12 @@ struct Args {
     /// image is stored, and only then let the process go.
     #[arg(long, verbatim_doc_comment)]
     end_at_inventory: bool,
+
+    /// Give the image this id [a random one]
+    ///
+    /// It has 32 hexadecimal digits. No other image may have it.
+    #[arg(long, value_name = "ID", verbatim_doc_comment)]
+    image_id: Option<ImageId>,
 
     #[command(flatten)]
     common: CommonArgs,

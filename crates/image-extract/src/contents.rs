@@ -11,14 +11,14 @@ use serde::Serialize;
 use std::collections::HashMap;
 use std::io::{self, Write};
 use std::sync::Arc;
-use wire_format::FileName;
+use wire_format::{FileName, ImageId};
 
 /// `image-extract --list`
 pub(crate) fn list(args: &Args) -> Result<(), Failure<Error>> {
     if inherit::was_closed_at_start(1) {
         return Err(UsageError::Refused(Place::Stdout, Refusal::NotOpen).into());
     }
-    let contents = read(args)?;
+    let (contents, _) = read(args)?;
     let text = if args.json { contents.json() } else { contents.lines() };
     let written = Patient(io::stdout()).write_all(text.as_bytes());
     written.map_err(|error| Failure::Failed(Error::Stdout(error)))
@@ -26,14 +26,19 @@ pub(crate) fn list(args: &Args) -> Result<(), Failure<Error>> {
 
 /// `image-extract --verify`
 pub(crate) fn verify(args: &Args) -> Result<(), Failure<Error>> {
-    let contents = read(args)?;
+    let (contents, id) = read(args)?;
+    if let Some(wanted) = args.image_id
+        && id != Some(wanted)
+    {
+        return Err(Failure::Failed(Error::AnotherImage(wanted, id)));
+    }
     let bytes: u64 = contents.files.iter().map(|file| file.size).sum();
     let program = Program::new(NAME, args.common.verbose);
     program.note(format_args!("the image is whole: {} files, {bytes} bytes", contents.files.len()));
     Ok(())
 }
 
-fn read(args: &Args) -> Result<Contents, Failure<Error>> {
+fn read(args: &Args) -> Result<(Contents, Option<ImageId>), Failure<Error>> {
     let mut descriptors = Descriptors::default();
     let stdin = descriptors.take(&Place::Stdin, Direction::Input)?;
     let program = Program::new(NAME, args.common.verbose);
@@ -46,8 +51,8 @@ fn read(args: &Args) -> Result<Contents, Failure<Error>> {
             places: HashMap::new(),
             nowhere: nowhere().map_err(Error::System)?,
         };
-        walk(StreamInput::new(Place::Stdin, stdin), &counters, &mut contents)?;
-        Ok(contents)
+        let id = walk(StreamInput::new(Place::Stdin, stdin), &counters, &mut contents)?;
+        Ok((contents, id))
     };
     read().map_err(Failure::Failed)
 }

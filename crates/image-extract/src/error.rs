@@ -4,7 +4,7 @@ use cli::{InputError, Place, reason};
 use std::fmt;
 use std::io;
 use std::path::PathBuf;
-use wire_format::FileName;
+use wire_format::{FileName, ImageId};
 
 /// Why the image was not unpacked.
 #[derive(Debug)]
@@ -23,6 +23,8 @@ pub(crate) enum Error {
     ExternalAgain(Place),
     /// The image has no file of this name.
     NoSuchFile(FileName),
+    /// It is not the image that it is to be, but this one.
+    AnotherImage(ImageId, Option<ImageId>),
     /// The list cannot be printed.
     Stdout(io::Error),
     /// The system refuses something basic.
@@ -44,6 +46,12 @@ impl fmt::Display for Error {
             Error::External(place, error) => write!(f, "{place}: {}", reason(error)),
             Error::ExternalAgain(place) => write!(f, "{place}: comes twice in the image"),
             Error::NoSuchFile(name) => write!(f, "{name}: not in the image"),
+            Error::AnotherImage(wanted, Some(id)) => {
+                write!(f, "stdin: the image is {id}, not {wanted}")
+            }
+            Error::AnotherImage(wanted, None) => {
+                write!(f, "stdin: the image has no id, and is to be {wanted}")
+            }
             Error::Stdout(error) => write!(f, "stdout: {}", reason(error)),
             Error::System(error) => f.write_str(&reason(error)),
         }

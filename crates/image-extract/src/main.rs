@@ -10,7 +10,7 @@ use clap::Parser;
 use cli::{CommonArgs, ExternalFile, UsageError};
 use std::path::PathBuf;
 use std::process::ExitCode;
-use wire_format::FileName;
+use wire_format::{FileName, ImageId};
 
 const NAME: &str = "image-extract";
 
@@ -64,6 +64,20 @@ struct Args {
     /// Only see whether the image is complete
     #[arg(long, help_heading = "Instead", conflicts_with_all = ["images_dir", "external", "names"])]
     verify: bool,
+
+    /// With --verify: refuse an image that has another id
+    ///
+    /// The id is what criu-checkpoint gives its command as IMAGE_ID.
+    // `requires` alone is not held to where what is required conflicts with what is given.
+    #[arg(
+        long,
+        value_name = "ID",
+        help_heading = "Instead",
+        requires = "verify",
+        conflicts_with_all = ["images_dir", "list"],
+        verbatim_doc_comment
+    )]
+    image_id: Option<ImageId>,
 
     /// Have the files on the disk before the exit
     #[arg(long, conflicts_with_all = ["list", "verify"], verbatim_doc_comment)]

@@ -3,7 +3,7 @@
 use crate::error::Error;
 use cli::{Counters, PayloadError, StreamInput};
 use pipe_io::Endpoint;
-use wire_format::{Body, FileName};
+use wire_format::{Body, FileName, ImageId};
 
 /// What becomes of the files of an image.
 pub(crate) trait Visitor {
@@ -23,17 +23,19 @@ pub(crate) trait Visitor {
     fn end(&mut self, name: &FileName) -> Result<(), Error>;
 }
 
-/// Goes through a whole image. Without an error, it was one.
+/// Goes through a whole image, and returns its id, if it has one. Without an error, it was whole.
 pub(crate) fn walk(
     mut input: StreamInput,
     counters: &Counters,
     visitor: &mut impl Visitor,
-) -> Result<(), Error> {
+) -> Result<Option<ImageId>, Error> {
     let mut current = None;
+    let mut id = None;
     loop {
         let before = input.position();
         let marker = input.next_marker()?;
         counters.add(0, input.position() - before);
+        id = id.or(marker.image_id);
         match (marker.body, &current) {
             (Body::Filename(name), _) => {
                 visitor.file(&name)?;
@@ -52,7 +54,7 @@ pub(crate) fn walk(
         }
     }
     counters.end(0);
-    Ok(())
+    Ok(id)
 }
 
 fn copy(

@@ -35,11 +35,17 @@ pub(crate) enum Error {
     Send(FileName, io::Error),
     /// CRIU wants a file that it was given already, and that is too large to be kept.
     Gone(FileName),
+    /// CRIU has closed a file without having read any of it.
+    Unread(FileName),
     /// CRIU has gone without having read the image.
     NotRestored,
     /// The system refuses something basic.
     System(io::Error),
 }
+
+/// What restores all that a stream cannot.
+const FROM_DIRECTORY: &str =
+    "(restore from a directory: criu-restore --directory, or image-extract and criu restore)";
 
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -55,10 +61,16 @@ impl fmt::Display for Error {
             Error::Protocol(error) => write!(f, "CRIU: {error}"),
             Error::NotAPipe(name) => write!(f, "CRIU: {name}: came without a pipe"),
             Error::Send(name, error) => write!(f, "CRIU: {name}: {}", reason(error)),
-            Error::Gone(name) => write!(
+            Error::Gone(name) => {
+                write!(
+                    f,
+                    "CRIU: {name}: asked for again, and cannot be read twice {FROM_DIRECTORY}"
+                )
+            }
+            Error::Unread(name) => write!(
                 f,
-                "CRIU: {name}: asked for again, but only small files are kept \
-                 (all are if stdin is a regular file)"
+                "CRIU: {name}: closed unread: CRIU has failed (see its log), or cannot read it \
+                 from a pipe {FROM_DIRECTORY}"
             ),
             Error::NotRestored => {
                 f.write_str("CRIU: hung up without asking for inventory.img: nothing was restored")

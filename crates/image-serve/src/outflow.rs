@@ -2,7 +2,8 @@
 
 use crate::error::Error;
 use crate::store::{self, Piece, Pieces};
-use pipe_io::{Endpoint, Kind, pipe, splice};
+use criu_protocol::is_read_when_opened;
+use pipe_io::{Endpoint, pipe, splice};
 use std::io::{self, ErrorKind};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
@@ -13,18 +14,53 @@ use wire_format::FileName;
 pub(crate) struct Outflow {
     /// The number of the client that has opened it.
     pub(crate) client: usize,
-    name: FileName,
+    pub(crate) name: FileName,
     pieces: Pieces,
     /// How much of the first piece was sent.
     sent: usize,
+    /// How much of the file was sent.
+    sent_in_all: u64,
     pipe: Endpoint,
+    /// The capacity that the pipe has, or had before it was to have one slot, in bytes.
+    capacity: usize,
+    reading: Reading,
     /// How long the pipe is left to its reader before it is filled again.
     pub(crate) rest: Duration,
+}
+
+/// Whether CRIU reads what it has opened.
+///
+/// It takes the size of some files by fstat, which is 0 for a pipe, and then closes them unread,
+/// nftables rules among them; from others it would read at an offset, which a pipe refuses. Some
+/// it reads in part, which is fine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Reading {
+    /// It does, as all that would not fit into the pipe shows, or as it must.
+    Seen,
+    /// It shows when CRIU closes the pipe.
+    Unseen,
+    /// All of the file would fit into the pipe, and lie there unseen. So the pipe has one page
+    /// slot, and is ready when CRIU has emptied it or has closed it.
+    InOneSlot,
+}
+
+/// How far a file has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Poured {
+    /// There is more to be sent.
+    Some,
+    /// All is sent, or nobody wants the rest.
+    All,
+    /// CRIU has closed the pipe, and has not read one byte.
+    Unread,
 }
 
 /// How many pieces, or parts of them, one file may send before the others have their turn: a
 /// reader that keeps up would keep us from answering anybody else.
 const TURNS: usize = 16;
+
+/// What a page slot takes of a file on every kernel, in bytes.
+const SLOT: usize = 4096;
 
 impl Outflow {
     /// Sends a file through the pipe that CRIU has sent for it. The pipe is ours alone, as CRIU
@@ -35,48 +71,77 @@ impl Outflow {
         pieces: Pieces,
         pipe: OwnedFd,
     ) -> Result<Outflow, Error> {
-        match Endpoint::new(pipe) {
-            Ok(pipe) if pipe.kind() == Kind::Pipe && pipe.set_nonblocking().is_ok() => {
-                if pieces.iter().any(|piece| !matches!(piece, Piece::Kept(_))) {
-                    pipe.grow();
-                }
-                let rest = pipe::rest(pipe::capacity(&pipe).unwrap_or(0));
-                Ok(Outflow { client, name, pieces, sent: 0, pipe, rest })
-            }
-            _ => Err(Error::NotAPipe(name)),
+        let Ok((pipe, mut capacity)) = Endpoint::own_pipe(pipe) else {
+            return Err(Error::NotAPipe(name));
+        };
+        if pieces.iter().any(|piece| !matches!(piece, Piece::Kept(_))) {
+            capacity = pipe::grow(&pipe, pipe::WANTED).unwrap_or(capacity);
         }
+        let reading = reading(&pieces, &pipe, capacity);
+        let rest = match reading {
+            Reading::InOneSlot => Duration::ZERO,
+            Reading::Seen | Reading::Unseen => pipe::rest(capacity),
+        };
+        let sent_in_all = 0;
+        Ok(Outflow { client, name, pieces, sent: 0, sent_in_all, pipe, capacity, reading, rest })
     }
 
-    /// Sends what there is room for; `true` when all is sent, or nobody wants the rest.
-    pub(crate) fn pour(&mut self, image: &Endpoint) -> Result<bool, Error> {
+    /// Sends what there is room for. Call when the pipe is ready, or was just opened.
+    pub(crate) fn pour(&mut self, image: &Endpoint) -> Result<Poured, Error> {
+        if self.reading == Reading::InOneSlot && self.sent_in_all > 0 {
+            // The slot was full: the pipe is ready because it is empty, or closed, or both.
+            if !self.was_read()? {
+                return Ok(Poured::Unread);
+            }
+            self.reading = Reading::Seen;
+            self.rest = pipe::rest(pipe::grow(&self.pipe, self.capacity).unwrap_or(0));
+        }
         let mut turns = TURNS;
         while let Some(piece) = self.pieces.front() {
             if turns == 0 {
-                return Ok(false);
+                return Ok(Poured::Some);
             }
             turns -= 1;
-            if self.sent as u64 >= length(piece) {
+            let left = length(piece).saturating_sub(self.sent as u64);
+            let left = usize::try_from(left).unwrap_or(usize::MAX);
+            if left == 0 {
                 self.pieces.pop_front();
                 self.sent = 0;
                 continue;
             }
-            match send(piece, self.sent, &self.pipe, image) {
+            let most = match self.reading {
+                Reading::InOneSlot => left.min(SLOT),
+                Reading::Seen | Reading::Unseen => left,
+            };
+            match send(piece, self.sent, most, &self.pipe, image) {
                 Ok(0) => return Err(self.failed(ErrorKind::UnexpectedEof.into())),
                 Ok(moved) => {
                     self.sent += moved;
+                    self.sent_in_all += moved as u64;
                     // The pipe is full. Another attempt would find out no more, and would have to
                     // wait for a reader that holds the pipe's mutex as long as it copies.
-                    if (self.sent as u64) < length(piece) {
-                        return Ok(false);
+                    if moved < left || self.reading == Reading::InOneSlot {
+                        return Ok(Poured::Some);
                     }
                 }
-                Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(false),
+                Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(Poured::Some),
                 // CRIU has read what it wanted.
-                Err(error) if error.kind() == ErrorKind::BrokenPipe => return Ok(true),
+                Err(error) if error.kind() == ErrorKind::BrokenPipe => {
+                    return Ok(if self.was_read()? { Poured::All } else { Poured::Unread });
+                }
                 Err(error) => return Err(self.failed(error)),
             }
         }
-        Ok(true)
+        Ok(Poured::All)
+    }
+
+    /// Whether CRIU has read anything, as far as it matters.
+    fn was_read(&self) -> Result<bool, Error> {
+        if self.reading == Reading::Seen {
+            return Ok(true);
+        }
+        let queued = pipe::queued(&self.pipe).map_err(|error| self.failed(error))?;
+        Ok((queued as u64) < self.sent_in_all)
     }
 
     /// Empties one pipe of what is still to be sent into memory, for its descriptor; `false` if
@@ -110,22 +175,36 @@ fn length(piece: &Piece) -> u64 {
     }
 }
 
-/// Sends some of what is left of a piece, without waiting.
-fn send(piece: &Piece, sent: usize, pipe: &Endpoint, image: &Endpoint) -> io::Result<usize> {
-    match piece {
-        Piece::Pipe(store, bytes) => {
-            let left = bytes.saturating_sub(sent as u64);
-            splice::splice_now(store, pipe, usize::try_from(left).unwrap_or(usize::MAX))
-        }
-        // The memory is not changed any more, only given back: its pages live on in the pipe.
-        Piece::Region(region) => {
-            splice::vmsplice_now(pipe, region.bytes().get(sent..).unwrap_or_default())
-        }
-        Piece::Kept(bytes) => pipe.write_now(bytes.get(sent..).unwrap_or_default()),
-        Piece::Range(offset, length) => {
-            let left = length.saturating_sub(sent as u64);
-            let left = usize::try_from(left).unwrap_or(usize::MAX);
-            splice::splice_file_now(image, offset + sent as u64, pipe, left)
-        }
+/// Finds out how it will show whether CRIU reads the file, for a pipe of this capacity.
+fn reading(pieces: &Pieces, pipe: &Endpoint, capacity: usize) -> Reading {
+    let bytes: u64 = pieces.iter().map(length).sum();
+    match pieces.front() {
+        Some(Piece::Kept(file)) if is_read_when_opened(file) => Reading::Seen,
+        _ if bytes == 0 => Reading::Seen,
+        _ if bytes <= capacity as u64 && pipe::shrink(pipe, SLOT) => Reading::InOneSlot,
+        _ => Reading::Unseen,
     }
+}
+
+/// Sends some of what is left of a piece, at most so many bytes, without waiting.
+fn send(
+    piece: &Piece,
+    sent: usize,
+    most: usize,
+    pipe: &Endpoint,
+    image: &Endpoint,
+) -> io::Result<usize> {
+    match piece {
+        Piece::Pipe(store, _) => splice::splice_now(store, pipe, most),
+        // The memory is not changed any more, only given back: its pages live on in the pipe.
+        Piece::Region(region) => splice::vmsplice_now(pipe, window(region.bytes(), sent, most)),
+        Piece::Kept(bytes) => pipe.write_now(window(bytes, sent, most)),
+        Piece::Range(offset, _) => splice::splice_file_now(image, offset + sent as u64, pipe, most),
+    }
+}
+
+/// At most so many bytes behind those that were sent.
+fn window(bytes: &[u8], sent: usize, most: usize) -> &[u8] {
+    let left = bytes.get(sent..).unwrap_or_default();
+    left.get(..most).unwrap_or(left)
 }

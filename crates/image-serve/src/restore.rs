@@ -1,8 +1,9 @@
 //! The restore: CRIU asks for files, and all that it has open are filled at once.
 
 use crate::error::Error;
-use crate::outflow::Outflow;
+use crate::outflow::{Outflow, Poured};
 use crate::store::{Found, Pieces, Store};
+use cli::Progress;
 use criu_protocol::{Connection, Event, INVENTORY, Listener, ProtocolError};
 use pipe_io::Endpoint;
 use pipe_io::poll::{self, PollFd, PollFlags};
@@ -22,6 +23,9 @@ pub(crate) struct Restore<'a> {
     pub(crate) awaited: usize,
     pub(crate) clients: Vec<Client>,
     pub(crate) outflows: Vec<Outflow>,
+    pub(crate) progress: &'a mut Progress,
+    /// Whether it is known that CRIU can send one more pipe: what cannot be received is lost.
+    pub(crate) has_room: bool,
     /// Whether the file was handed out that every restore begins with.
     pub(crate) begun: bool,
     /// What went wrong first: one connection's misfortune does not end the others.
@@ -35,6 +39,8 @@ pub(crate) struct Client {
     connection: Connection,
     /// The file whose pipe is due.
     promised: Option<(FileName, Pieces)>,
+    /// It will be hung up on.
+    is_given_up: bool,
 }
 
 /// What there is to do.
@@ -59,7 +65,7 @@ impl Restore<'_> {
         while self.awaited > 0 || !self.clients.is_empty() || !self.outflows.is_empty() {
             let ready = self.wait()?;
             if ready.is_only_room() {
-                thread::sleep(self.rest());
+                self.rest(&ready.outflows);
             }
             // The order keeps the indices of `ready` valid.
             self.pour(&ready.outflows)?;
@@ -94,16 +100,26 @@ impl Restore<'_> {
         })
     }
 
-    /// How long the pipes are left to their readers.
-    fn rest(&self) -> Duration {
-        self.outflows.iter().map(|outflow| outflow.rest).min().unwrap_or_default()
+    /// Leaves the pipes that have room to their readers for a moment.
+    fn rest(&self, ready: &[bool]) {
+        let ready = self.outflows.iter().zip(ready).filter(|(_, is_ready)| **is_ready);
+        match ready.map(|(outflow, _)| outflow.rest).min() {
+            None | Some(Duration::ZERO) => {}
+            Some(rest) => thread::sleep(rest),
+        }
     }
 
     fn accept(&mut self) -> Result<(), Error> {
         self.spare_a_descriptor()?;
         let connection = self.listener.accept().map_err(ProtocolError::Io)?;
         let Some(connection) = connection else { return Ok(()) };
-        self.clients.push(Client { number: self.awaited, connection, promised: None });
+        self.clients.push(Client {
+            number: self.awaited,
+            connection,
+            promised: None,
+            is_given_up: false,
+        });
+        self.has_room = false;
         self.awaited -= 1;
         if self.awaited == 0 {
             self.listener.refuse_more();
@@ -115,6 +131,7 @@ impl Restore<'_> {
     fn pour(&mut self, ready: &[bool]) -> Result<(), Error> {
         let mut index = 0;
         let mut result = Ok(());
+        let mut unread = Vec::new();
         let image = self.image;
         self.outflows.retain_mut(|outflow| {
             let is_ready = ready.get(index).copied().unwrap_or(false);
@@ -123,14 +140,34 @@ impl Restore<'_> {
                 return true;
             }
             match outflow.pour(image) {
-                Ok(done) => !done,
+                Ok(Poured::Some) => true,
+                Ok(Poured::All) => false,
+                Ok(Poured::Unread) => {
+                    unread.push((outflow.client, outflow.name.clone()));
+                    false
+                }
                 Err(error) => {
                     result = Err(error);
                     false
                 }
             }
         });
+        for (number, name) in unread {
+            let error = self.left_unread(name);
+            self.failed.get_or_insert(error);
+            self.outflows.retain(|outflow| outflow.client != number);
+            // `hear` still needs its place in the list.
+            let client = self.clients.iter_mut().find(|client| client.number == number);
+            client.into_iter().for_each(|client| client.is_given_up = true);
+        }
         result
+    }
+
+    /// CRIU has closed a file without having read it. Whoever waits for the restore is told at
+    /// once, and CRIU is hung up on: where it needs another file, it fails before anything runs.
+    fn left_unread(&mut self, name: FileName) -> Error {
+        self.progress.unread(&name);
+        Error::Unread(name)
     }
 
     /// Answers the clients that have said something. Those that have hung up are dropped, and one
@@ -139,8 +176,9 @@ impl Restore<'_> {
         let mut here = Vec::new();
         let clients = std::mem::take(&mut self.clients);
         for (index, mut client) in clients.into_iter().enumerate() {
-            let is_ready = ready.get(index).copied().unwrap_or(false);
+            let is_ready = ready.get(index).copied().unwrap_or(false) && !client.is_given_up;
             match if is_ready { self.answer(&mut client) } else { Ok(true) } {
+                Ok(true) if client.is_given_up => {}
                 Ok(true) => here.push(client),
                 Ok(false) => {}
                 Err(error) => {
@@ -152,19 +190,24 @@ impl Restore<'_> {
         self.clients = here;
     }
 
-    /// Answers all that a client has said; `false` if it has hung up.
+    /// Answers what a client has said; `false` if it has hung up.
     fn answer(&mut self, client: &mut Client) -> Result<bool, Error> {
-        loop {
-            self.spare_a_descriptor()?;
-            let Some(event) = client.connection.next_event()? else { return Ok(true) };
+        self.spare_a_descriptor()?;
+        client.connection.receive()?;
+        while let Some(event) = client.connection.next_received()? {
             match event {
                 Event::HangUp => return Ok(false),
                 Event::Pipe(pipe) => {
                     let Some((name, pieces)) = client.promised.take() else { continue };
                     let mut outflow = Outflow::new(client.number, name, pieces, pipe)?;
-                    // Most files are small, and gone with this.
-                    if !outflow.pour(self.image)? {
-                        self.outflows.push(outflow);
+                    match outflow.pour(self.image)? {
+                        Poured::Some => {
+                            self.outflows.push(outflow);
+                            self.has_room = false;
+                        }
+                        // Most files are small, and gone with this.
+                        Poured::All => {}
+                        Poured::Unread => return Err(self.left_unread(outflow.name)),
                     }
                 }
                 Event::Request(name) => {
@@ -177,12 +220,14 @@ impl Restore<'_> {
                 }
             }
         }
+        Ok(true)
     }
 
-    /// Sees to it that CRIU can send one more pipe: what cannot be received is lost.
+    /// Sees to it that CRIU can send one more pipe.
     fn spare_a_descriptor(&mut self) -> Result<(), Error> {
-        while self.listener.as_fd().try_clone_to_owned().is_err() {
-            if !self.give_up_a_pipe().map_err(Error::System)? {
+        while !self.has_room {
+            self.has_room = self.listener.as_fd().try_clone_to_owned().is_ok();
+            if !self.has_room && !self.give_up_a_pipe().map_err(Error::System)? {
                 break;
             }
         }

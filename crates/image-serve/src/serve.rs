@@ -56,6 +56,8 @@ pub(crate) fn run(args: Args) -> Result<(), Failure<Error>> {
             awaited: args.clients.get(),
             clients: Vec::new(),
             outflows: Vec::new(),
+            progress: &mut progress,
+            has_room: false,
             begun: false,
             failed: None,
         };

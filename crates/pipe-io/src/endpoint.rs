@@ -45,6 +45,16 @@ impl Endpoint {
         Ok(Endpoint { kind: kind(&fd)?, fd })
     }
 
+    /// Takes over an end of a pipe that no other program holds, and returns its capacity in bytes.
+    /// Reading and writing fail rather than wait. Two calls to the system, as it is for pipes that
+    /// come by the thousand.
+    pub fn own_pipe(fd: OwnedFd) -> io::Result<(Endpoint, usize)> {
+        // Fails if it is no pipe.
+        let capacity = pipe::capacity(&fd)?;
+        fcntl(&fd, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
+        Ok((Endpoint { fd, kind: Kind::Pipe }, capacity))
+    }
+
     /// Makes a pipe as large as it may be: smaller is slower, and no error.
     pub fn grow(&self) {
         if self.kind == Kind::Pipe {

@@ -5,7 +5,7 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::Signal;
 use std::fmt;
 use std::os::fd::{BorrowedFd, FromRawFd, OwnedFd, RawFd};
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 
 /// What a descriptor is wanted for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,21 +60,81 @@ pub fn take(number: RawFd, direction: Direction) -> Result<OwnedFd, Refusal> {
 
 /// Which of the descriptors 0, 1 and 2 the program was started without, as bits.
 static CLOSED_AT_START: AtomicU8 = AtomicU8::new(0);
+/// The signals that the program was started with ignored, and with blocked: signal N is bit N - 1.
+static IGNORED_AT_START: AtomicU64 = AtomicU64::new(0);
+static BLOCKED_AT_START: AtomicU64 = AtomicU64::new(0);
+
+/// The numbers of all signals, real-time ones too.
+const SIGNALS: std::ops::RangeInclusive<libc::c_int> = 1..=64;
 
 /// Runs before Rust's own start-up code, which opens `/dev/null` in the place of a standard
-/// descriptor that is closed: an image written there would be lost without a word.
+/// descriptor that is closed (an image written there would be lost without a word), and which
+/// ignores SIGPIPE.
 // SAFETY: the section holds pointers to functions of this type, which the C library calls once
 // before `main`; the function needs nothing that is not there so early.
 #[used]
 #[unsafe(link_section = ".init_array")]
-static NOTE_CLOSED: extern "C" fn() = note_closed;
+static NOTE_START: extern "C" fn() = note_start;
 
-extern "C" fn note_closed() {
+extern "C" fn note_start() {
     for number in 0..3 {
         // SAFETY: asks the kernel about a number; takes and gives no memory.
         if unsafe { libc::fcntl(number, libc::F_GETFD) } == -1 {
             CLOSED_AT_START.fetch_or(1 << number, Ordering::Relaxed);
         }
+    }
+    let mut blocked = std::mem::MaybeUninit::<libc::sigset_t>::zeroed();
+    // SAFETY: a null new mask makes this a question; the answer goes into `blocked`.
+    unsafe { libc::sigprocmask(libc::SIG_BLOCK, std::ptr::null(), blocked.as_mut_ptr()) };
+    for signal in SIGNALS {
+        if handler(signal) == Some(libc::SIG_IGN) {
+            IGNORED_AT_START.fetch_or(1 << (signal - 1), Ordering::Relaxed);
+        }
+        // SAFETY: the set is valid: all zeros is the empty one, or the kernel has filled it.
+        if unsafe { libc::sigismember(blocked.as_ptr(), signal) } == 1 {
+            BLOCKED_AT_START.fetch_or(1 << (signal - 1), Ordering::Relaxed);
+        }
+    }
+}
+
+/// What a signal does; `None` for one that the C library keeps for itself.
+fn handler(signal: libc::c_int) -> Option<libc::sighandler_t> {
+    let mut action = std::mem::MaybeUninit::<libc::sigaction>::zeroed();
+    // SAFETY: a null new action makes this a question; the answer goes into `action`.
+    let asked = unsafe { libc::sigaction(signal, std::ptr::null(), action.as_mut_ptr()) };
+    // SAFETY: all zeros is a valid `sigaction`, whether or not the kernel has filled it.
+    let action = unsafe { action.assume_init() };
+    (asked == 0).then_some(action.sa_sigaction)
+}
+
+/// Gives the calling process the signal dispositions and the signal mask that the program was
+/// started with, and closes those of the descriptors 0, 1 and 2 that it was started without,
+/// except `given`. For a child, between fork and exec: it allocates nothing.
+pub(crate) fn become_as_at_start(given: &[RawFd]) {
+    let (ignored, blocked) =
+        (IGNORED_AT_START.load(Ordering::Relaxed), BLOCKED_AT_START.load(Ordering::Relaxed));
+    let mut mask = std::mem::MaybeUninit::<libc::sigset_t>::zeroed();
+    // SAFETY: makes the set, which is ours, empty.
+    unsafe { libc::sigemptyset(mask.as_mut_ptr()) };
+    for signal in SIGNALS {
+        let bit = 1 << (signal - 1);
+        let wanted = if ignored & bit == 0 { libc::SIG_DFL } else { libc::SIG_IGN };
+        // A handler of ours is reset by exec.
+        if matches!(handler(signal), Some(libc::SIG_DFL | libc::SIG_IGN)) {
+            // SAFETY: neither of the two actions is a function.
+            unsafe { libc::signal(signal, wanted) };
+        }
+        if blocked & bit != 0 {
+            // SAFETY: the set is valid, as it was made empty above.
+            unsafe { libc::sigaddset(mask.as_mut_ptr(), signal) };
+        }
+    }
+    // SAFETY: takes a valid set, and gives no memory.
+    unsafe { libc::sigprocmask(libc::SIG_SETMASK, mask.as_ptr(), std::ptr::null_mut()) };
+    for number in (0..3).filter(|number| was_closed_at_start(*number) && !given.contains(number)) {
+        // SAFETY: the process is about to execute another program; what Rust's start-up code has
+        // opened under this number is used by nobody.
+        unsafe { libc::close(number) };
     }
 }
 
@@ -113,10 +173,5 @@ pub fn raise_descriptor_limit() -> u64 {
 /// Whether the program was started with the signal ignored (as `nohup` does), which a polite
 /// program leaves so.
 pub fn is_ignored(signal: Signal) -> bool {
-    let mut action = std::mem::MaybeUninit::<libc::sigaction>::zeroed();
-    // SAFETY: a null new action makes this a question; the answer goes into `action`.
-    let asked = unsafe { libc::sigaction(signal as i32, std::ptr::null(), action.as_mut_ptr()) };
-    // SAFETY: all zeros is a valid `sigaction`, whether or not the kernel has filled it.
-    let action = unsafe { action.assume_init() };
-    asked == 0 && action.sa_sigaction == libc::SIG_IGN
+    IGNORED_AT_START.load(Ordering::Relaxed) & (1 << (signal as i32 - 1)) != 0
 }

@@ -45,7 +45,7 @@ mod reader;
 mod writer;
 
 pub use grammar::{Grammar, GrammarError};
-pub use identity::{ImageId, Shard, SplitId};
+pub use identity::{ImageId, NoImageId, Shard, SplitId};
 pub use marker::{Body, MARKER_MAX, Marker, MarkerError};
 pub use name::{FileName, NAME_MAX, NameError};
 pub use reader::{ReadError, StreamReader};

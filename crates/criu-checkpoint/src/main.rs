@@ -1,0 +1,105 @@
+//! `criu-checkpoint` dumps a process tree into the user's command, and lets it go when the image
+//! is safe.
+
+mod usage;
+
+use clap::Parser;
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use supervise::checkpoint;
+use supervise::gate;
+use supervise::tell::Voice;
+
+const NAME: &str = "criu-checkpoint";
+
+/// Dump a process tree into COMMAND, and let it go when the image is safe.
+///
+/// The tree stays frozen until COMMAND has succeeded, and only then is killed
+/// or resumed. If anything fails, it runs on.
+#[derive(Debug, Parser)]
+#[command(
+    name = NAME,
+    version,
+    about,
+    verbatim_doc_comment,
+    override_usage = "criu-checkpoint -t PID [OPTION]... [CRIU OPTION]... -- COMMAND",
+    next_help_heading = "Tree",
+    after_help = "COMMAND is one argument, for bash. All other options are for `criu dump`.\n\n\
+                  Example:\n  criu-checkpoint -t 1234 -- 'zstd | aws s3 cp - s3://bucket/image.zst'\n\n\
+                  Manual: criu-checkpoint(1), criu-stream-utils(7)"
+)]
+struct Args {
+    /// Dump the tree under process PID
+    #[arg(short, long, value_name = "PID", value_parser = clap::value_parser!(i32).range(1..))]
+    tree: i32,
+
+    /// Resume the tree, instead of killing it
+    #[arg(short = 'R', long)]
+    leave_running: bool,
+
+    /// Give up, and let the tree run on, after so long [3600]
+    #[arg(
+        long,
+        value_name = "SECONDS",
+        default_value = "3600",
+        hide_default_value = true,
+        value_parser = clap::value_parser!(u32).range(1..)
+    )]
+    time_limit: u32,
+
+    /// Run COMMAND N times, for a shard of the image each
+    ///
+    /// The shard's number, from 0, is in SHARD, and N in SHARDS.
+    #[arg(
+        short = 'n',
+        long,
+        value_name = "N",
+        default_value = "1",
+        hide_default_value = true,
+        help_heading = "Image",
+        verbatim_doc_comment
+    )]
+    shards: NonZeroUsize,
+
+    /// With --shards: COMMAND need not mention SHARD
+    ///
+    /// One that does not usually writes all shards to one place.
+    #[arg(long, help_heading = "Image", verbatim_doc_comment)]
+    unnamed_shards: bool,
+
+    /// Read the image back by COMMAND before letting go
+    ///
+    /// COMMAND is what criu-restore would be given. All of the image is read
+    /// and checked, and that it is this image.
+    #[arg(long, value_name = "COMMAND", help_heading = "Image", verbatim_doc_comment)]
+    verify: Option<String>,
+
+    /// Have CRIU leave its logs in DIR [a temporary directory]
+    #[arg(short = 'D', long, value_name = "DIR", help_heading = "Reporting")]
+    images_dir: Option<PathBuf>,
+
+    /// Print the result as a line of JSON on stdout
+    #[arg(long, help_heading = "Reporting")]
+    json: bool,
+
+    /// Say only what goes wrong
+    #[arg(short, long, help_heading = "Reporting", conflicts_with = "verbose")]
+    quiet: bool,
+
+    /// Say more on stderr
+    #[arg(short, long, help_heading = "Reporting")]
+    verbose: bool,
+}
+
+fn main() -> ExitCode {
+    if let Some(status) = gate::answer() {
+        return status;
+    }
+    let (args, plan) = match usage::parse() {
+        Ok(parsed) => parsed,
+        Err(status) => return status,
+    };
+    let voice = Voice::new(NAME, args.quiet, args.verbose);
+    checkpoint::run(plan, voice).unwrap_or_else(|refusal| cli::failed(NAME, refusal))
+}

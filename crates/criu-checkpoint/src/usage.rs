@@ -1,0 +1,90 @@
+//! From the command line to a plan.
+
+use crate::{Args, NAME};
+use nix::unistd::Pid;
+use std::env;
+use std::ffi::OsString;
+use std::fmt;
+use std::process::ExitCode;
+use std::time::Duration;
+use supervise::checkpoint::Plan;
+use supervise::criu_options::{self, OptionError};
+use supervise::shell::mentions_shard;
+
+/// What is wrong with a command line.
+#[derive(Debug)]
+enum UsageError {
+    Option(OptionError),
+    /// There is no command, or not one argument.
+    Command,
+    /// The command is no text.
+    NoText,
+    /// It would write all shards to one place.
+    OneShard,
+    /// A word that belongs to nothing.
+    Word(OsString),
+}
+
+/// The command line as it was given, and what is to be done.
+pub(crate) fn parse() -> Result<(Args, Plan), ExitCode> {
+    let mut arguments = env::args_os();
+    let program = arguments.next().unwrap_or_else(|| NAME.into());
+    let wrong =
+        |error: UsageError| cli::wrong_usage(NAME, format_args!("{error} (try '{NAME} --help')"));
+    let split = criu_options::split(arguments, &cli::options::<Args>())
+        .map_err(|error| wrong(UsageError::Option(error)))?;
+    let own = std::iter::once(program).chain(split.own);
+    let args: Args = cli::parse(NAME, own)?;
+    let command = one_command(split.behind).map_err(wrong)?;
+    if let Some(word) = split.criu.words.first() {
+        return Err(wrong(UsageError::Word(word.clone())));
+    }
+    for text in args.verify.iter().chain([&command]) {
+        if args.shards.get() > 1 && !args.unnamed_shards && !mentions_shard(text) {
+            return Err(wrong(UsageError::OneShard));
+        }
+    }
+    let plan = Plan {
+        tree: Pid::from_raw(args.tree),
+        leave_running: args.leave_running,
+        logs: args.images_dir.clone(),
+        shards: args.shards,
+        command,
+        verify: args.verify.clone(),
+        time_limit: Duration::from_secs(args.time_limit.into()),
+        criu_options: split.criu,
+        criu: env::var("CRIU")
+            .ok()
+            .filter(|name| !name.is_empty())
+            .unwrap_or_else(|| "criu".into()),
+        json: args.json,
+    };
+    Ok((args, plan))
+}
+
+fn one_command(behind: Option<Vec<OsString>>) -> Result<String, UsageError> {
+    match behind.unwrap_or_default().as_mut_slice() {
+        [command] => std::mem::take(command).into_string().map_err(|_| UsageError::NoText),
+        _ => Err(UsageError::Command),
+    }
+}
+
+impl fmt::Display for UsageError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            UsageError::Option(error) => error.fmt(f),
+            UsageError::Command => f.write_str(
+                "the command that takes the image is missing, or not one argument after --",
+            ),
+            UsageError::NoText => f.write_str("the command is not valid UTF-8"),
+            UsageError::OneShard => f.write_str(
+                "the command does not mention SHARD, so all shards would go to one place; \
+                 --unnamed-shards if that is right",
+            ),
+            UsageError::Word(word) => {
+                let word = word.to_string_lossy();
+                write!(f, "'{word}' is no option; the command stands after --")
+            }
+        }
+    }
+}

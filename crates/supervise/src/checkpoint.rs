@@ -1,0 +1,152 @@
+//! A checkpoint: the tree is frozen until its image is safe, and only then let go.
+//!
+//! ```text
+//! criu-sock-capture --end-at-inventory | COMMAND                    one command
+//! criu-sock-capture --end-at-inventory | shard-split | COMMANDs     one for each shard
+//! criu dump --stream                                                waits at the gate
+//! ```
+//!
+//! The gate says yes when all of the first line have succeeded, and the image was read back if
+//! that is asked for. Whatever fails before makes it say no: CRIU lets the tree run on then, and
+//! all others are ended.
+
+mod held;
+mod report;
+
+use crate::criu_options::CriuOptions;
+use crate::filters;
+use crate::front::{self, LastWords, Outcome};
+use crate::scratch::Scratch;
+use crate::shell::{self, Shell};
+use crate::tell::Voice;
+use crate::tree::Tree;
+use nix::errno::Errno;
+use nix::sys::signal::kill;
+use nix::unistd::Pid;
+use std::fmt;
+use std::io;
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+/// What is to be done.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// The root of the tree.
+    pub tree: Pid,
+    /// Whether it is to run on afterwards.
+    pub leave_running: bool,
+    /// Where CRIU is to leave its logs and statistics.
+    pub logs: Option<PathBuf>,
+    /// How many COMMANDs there are.
+    pub shards: NonZeroUsize,
+    /// What stores the image, or a shard of it, from its standard input.
+    pub command: String,
+    /// What writes it to standard output again, if it is to be read back.
+    pub verify: Option<String>,
+    /// How long all may take.
+    pub time_limit: Duration,
+    /// What CRIU is told besides.
+    pub criu_options: CriuOptions,
+    /// The CRIU to use: a name, or a path.
+    pub criu: String,
+    /// Whether the last line is to be given as JSON too, on standard output.
+    pub json: bool,
+}
+
+/// Why nothing was begun.
+#[derive(Debug)]
+pub enum Refusal {
+    /// There is no such process.
+    NoProcess(Pid),
+    /// It is another user's.
+    NotOurs(Pid),
+    /// A program that is needed is not there.
+    NoProgram(String),
+    /// CRIU cannot leave its logs there.
+    NoDirectory(PathBuf),
+    /// There is no place for a socket, or no second process.
+    System(io::Error),
+}
+
+/// Carries out a plan, and returns how this process is to end.
+///
+/// # Errors
+///
+/// When nothing was begun: the tree was not touched.
+pub fn run(plan: Plan, voice: Voice) -> Result<ExitCode, Refusal> {
+    let tree = find(plan.tree)?;
+    let mut filters = vec!["criu-sock-capture"];
+    if plan.shards.get() > 1 {
+        filters.push("shard-split");
+    }
+    if plan.verify.is_some() {
+        filters.extend(["shard-merge", "image-extract"]);
+    }
+    if let Some(name) = filters::missing(&filters) {
+        return Err(Refusal::NoProgram(name.into()));
+    }
+    let criu = shell::find_program(&plan.criu);
+    let criu = criu.ok_or_else(|| Refusal::NoProgram(plan.criu.clone()))?;
+    if let Some(directory) = plan.logs.iter().find(|it| !it.is_dir()) {
+        return Err(Refusal::NoDirectory(directory.clone()));
+    }
+    let shell = Shell::find();
+    if shell == Shell::Sh {
+        voice.say("there is no bash: sh runs the command, and only its last stage counts");
+    }
+    let scratch = Scratch::new().map_err(Refusal::System)?;
+    let undo = scratch.clone();
+    let last_words = LastWords {
+        done: "done: the image is safe, and the tree was let go",
+        failed: "the tree runs on, unless the image is safe",
+    };
+    front::in_two_processes(voice, scratch, last_words, |reins, scratch| {
+        let held = held::Held::new(plan, tree, criu, shell, voice, reins, scratch);
+        held.map_or_else(
+            |error| {
+                voice.last(format_args!(
+                    "FAILED: {}; process {} runs on",
+                    pipe_io::reason(&error),
+                    tree.root()
+                ));
+                Outcome::Status(1)
+            },
+            held::Held::run,
+        )
+    })
+    .map_err(|error| {
+        undo.remove();
+        Refusal::System(error)
+    })
+}
+
+fn find(root: Pid) -> Result<Tree, Refusal> {
+    match kill(root, None) {
+        Err(Errno::EPERM) => Err(Refusal::NotOurs(root)),
+        Err(_) => Err(Refusal::NoProcess(root)),
+        Ok(()) => Tree::of(root).ok_or(Refusal::NoProcess(root)),
+    }
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Refusal::NoProcess(pid) => write!(f, "process {pid}: not there"),
+            Refusal::NotOurs(pid) => write!(f, "process {pid}: another user's"),
+            Refusal::NoProgram(name) => write!(f, "{name}: not found"),
+            Refusal::NoDirectory(path) => write!(f, "{}: not a directory", path.display()),
+            Refusal::System(error) => f.write_str(&pipe_io::reason(error)),
+        }
+    }
+}
+
+impl std::error::Error for Refusal {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            Refusal::System(error) => Some(error),
+            _ => None,
+        }
+    }
+}

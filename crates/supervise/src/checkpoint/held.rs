@@ -1,0 +1,495 @@
+//! The tree is held: what has happened so far, and what follows from it.
+
+use super::Plan;
+use super::report::{End, Report};
+use crate::cause::Cause;
+use crate::events::Event;
+use crate::family::{Family, Role, signal_all};
+use crate::filters::{Tap, bytes_in};
+use crate::front::{AFTER_KILL, CRIU_GRACE, GRACE, Outcome, Reins};
+use crate::gate::{Gate, Question, Stage};
+use crate::holder::{Holder, Weight};
+use crate::scratch::Scratch;
+use crate::shell::{Part, Shell};
+use crate::tell::{Bytes, Rate, Seconds, Voice};
+use crate::tree::{State, Tree};
+use nix::sys::signal::Signal;
+use pipe_io::pipe::Pipe;
+use std::fs;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::process::ExitStatusExt;
+use std::path::PathBuf;
+use std::process::{Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+use wire_format::ImageId;
+
+/// A tree that is held while its image is made safe.
+pub(super) struct Held {
+    plan: Plan,
+    tree: Tree,
+    criu: PathBuf,
+    shell: Shell,
+    holder: Holder,
+    image: ImageId,
+    /// What the image is expected to have, in bytes.
+    expected: u64,
+    /// What `criu-sock-capture` writes into, until it has succeeded.
+    stream: Option<Tap>,
+    /// What `shard-split` writes into, until it has succeeded.
+    shards: Vec<Tap>,
+    /// What the commands that read back write into, until they have succeeded.
+    read_back: Vec<Option<Tap>>,
+    frozen: Option<Instant>,
+    thawed: Option<Instant>,
+    bytes: u64,
+    question: Option<Question>,
+    verification: Verification,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Verification {
+    Due,
+    Goes,
+    Done,
+}
+
+impl Held {
+    pub(super) fn new(
+        plan: Plan,
+        tree: Tree,
+        criu: PathBuf,
+        shell: Shell,
+        voice: Voice,
+        reins: Reins,
+        scratch: Scratch,
+    ) -> io::Result<Held> {
+        let verification = match plan.verify {
+            Some(_) => Verification::Due,
+            None => Verification::Done,
+        };
+        Ok(Held {
+            expected: tree.memory(),
+            plan,
+            tree,
+            criu,
+            shell,
+            holder: Holder::new(voice, reins, scratch),
+            image: ImageId(pipe_io::random()?),
+            stream: None,
+            shards: Vec::new(),
+            read_back: Vec::new(),
+            frozen: None,
+            thawed: None,
+            bytes: 0,
+            question: None,
+            verification,
+        })
+    }
+
+    /// Holds the tree to the end, whichever it is.
+    pub(super) fn run(mut self) -> Outcome {
+        if let Err(cause) = self.start_pipeline() {
+            self.holder.fail(cause);
+        }
+        while !self.is_over() {
+            let (events, ends) = self.holder.wait(self.holder.began + self.plan.time_limit);
+            events.into_iter().for_each(|event| self.hear(event));
+            ends.into_iter().for_each(|(role, status)| self.take_end(role, status));
+            self.go_on();
+        }
+        // What is left after a success is what the commands have started. It is ended where it is
+        // in their sessions: what has a session of its own was meant to stay.
+        signal_all(&self.holder.family.left_in_sessions(), Signal::SIGKILL);
+        self.tell()
+    }
+
+    // --- Starting ---------------------------------------------------------------------------
+
+    fn start_pipeline(&mut self) -> Result<(), Cause> {
+        let (stream, image) = Tap::new().map_err(Cause::System)?;
+        let directory = self.holder.scratch.path().to_owned();
+        let id = self.image.to_string();
+        self.holder.start_filter(Role::Capture, "criu-sock-capture", |command| {
+            command.args(["--end-at-inventory", "--image-id", &id, "--images-dir"]).arg(directory);
+            command.stdout(stream.writer()?);
+            Ok(())
+        })?;
+        self.stream = Some(stream);
+        if self.plan.shards.get() == 1 {
+            return self.start_command(None, image);
+        }
+        let mut readers = Vec::new();
+        for _ in 0..self.plan.shards.get() {
+            let (tap, read) = Tap::new().map_err(Cause::System)?;
+            self.shards.push(tap);
+            readers.push(read);
+        }
+        let fds: Vec<&OwnedFd> = self.shards.iter().map(Tap::fd).collect();
+        self.holder.start_with_shards(Role::Split, "shard-split", &fds, |command| {
+            command.stdin(image);
+            Ok(())
+        })?;
+        let mut commands = readers.into_iter().enumerate();
+        commands.try_for_each(|(index, read)| self.start_command(Some(index), read))
+    }
+
+    fn start_command(&mut self, index: Option<usize>, image: OwnedFd) -> Result<(), Cause> {
+        let part = Part {
+            shard: index.map(|index| (index, self.plan.shards.get())),
+            image: Some(self.image),
+        };
+        let mut command = self.shell.command(&self.plan.command, part, &[0]);
+        command.stdin(image);
+        self.holder.start(Role::Command(index), command)
+    }
+
+    fn start_criu(&mut self) -> Result<(), Cause> {
+        let gate = Gate::new().map_err(Cause::System)?;
+        let mut criu = Command::new(&self.criu);
+        criu.args(["dump", "--stream", "--tree"]).arg(self.tree.root().to_string());
+        criu.arg("--images-dir").arg(self.holder.scratch.path());
+        if let Some(logs) = &self.plan.logs {
+            criu.arg("--work-dir").arg(logs);
+        }
+        criu.args(["-v4", "--log-file", "dump.log"]);
+        if self.plan.leave_running {
+            criu.arg("--leave-running");
+        }
+        gate.ask_here(&mut criu, self.plan.time_limit + CRIU_GRACE + AFTER_KILL);
+        criu.args(&self.plan.criu_options.arguments);
+        // A log of an earlier run must not be taken for this one's.
+        let _ = fs::remove_file(self.log());
+        self.holder.start_criu(criu, gate, false)
+    }
+
+    fn start_verification(&mut self, text: &str) -> Result<(), Cause> {
+        self.verification = Verification::Goes;
+        let count = self.plan.shards.get();
+        let mut readers = Vec::new();
+        for index in 0..count {
+            let (tap, read) = Tap::new().map_err(Cause::System)?;
+            let shard = (count > 1).then_some(index);
+            let part = Part { shard: shard.map(|index| (index, count)), image: Some(self.image) };
+            let mut command = self.shell.command(text, part, &[0, 1]);
+            command.stdin(Stdio::null()).stdout(tap.writer().map_err(Cause::System)?);
+            self.holder.start(Role::ReadBack(shard), command)?;
+            self.read_back.push(Some(tap));
+            readers.push(read);
+        }
+        // A single part is a stream by itself.
+        let image = if count > 1 { self.start_merge(&readers)? } else { readers.remove(0) };
+        let id = self.image.to_string();
+        self.holder.start_filter(Role::Extract, "image-extract", |command| {
+            command.args(["--verify", "--image-id", &id]).stdin(image);
+            Ok(())
+        })
+    }
+
+    fn start_merge(&mut self, shards: &[OwnedFd]) -> Result<OwnedFd, Cause> {
+        let Pipe { read, write } = Pipe::new().map_err(Cause::System)?;
+        let shards: Vec<&OwnedFd> = shards.iter().collect();
+        self.holder.start_with_shards(Role::Merge, "shard-merge", &shards, |command| {
+            command.stdout(write);
+            Ok(())
+        })?;
+        Ok(read)
+    }
+
+    // --- Listening --------------------------------------------------------------------------
+
+    fn hear(&mut self, event: Event) {
+        match event {
+            Event::Line(Role::Capture, line) if line == "socket-init" => {
+                if !self.holder.has_failed()
+                    && let Err(cause) = self.start_criu()
+                {
+                    self.holder.fail(cause);
+                }
+            }
+            Event::Line(Role::Capture, line) if line == "checkpoint-start" => {
+                self.frozen = Some(Instant::now());
+            }
+            Event::Line(role, line) => match bytes_in(&line) {
+                Some(bytes) if role == Role::Capture => self.bytes = bytes,
+                Some(_) => {}
+                None => self.holder.keep_line(role, line),
+            },
+            Event::Asked(question) if question.stage == Stage::PostDump => {
+                // Dropped, it is a no.
+                self.question = Some(question).filter(|_| !self.holder.has_failed());
+            }
+            Event::Signal(Signal::SIGUSR1) => self.holder.voice.pass_on(&self.report().json()),
+            Event::Signal(signal) => self.holder.give_up(Cause::Signal(signal)),
+            Event::FrontGone => self.holder.give_up(Cause::FrontKilled),
+            Event::Asked(_) | Event::Silent(_) | Event::ChildEnded => {}
+        }
+    }
+
+    fn take_end(&mut self, role: Role, status: ExitStatus) {
+        let success = status.success();
+        if role == Role::Criu {
+            self.thawed = Some(Instant::now());
+            // Nobody waits for an answer any more.
+            self.question = None;
+        }
+        if self.holder.has_failed() {
+            return;
+        }
+        let ended = Cause::Ended(role, status);
+        match role {
+            Role::Capture if success => drop(self.stream.take()),
+            Role::Capture => match self.stream.as_ref().is_some_and(Tap::reader_is_gone) {
+                true if self.shards.is_empty() => self.suspect_reader(Role::Command(None)),
+                // shard-split tells why.
+                true => {}
+                false => self.holder.suspect_filter(role, status),
+            },
+            Role::Split if success => self.shards.clear(),
+            Role::Split => match self.shards.iter().position(Tap::reader_is_gone) {
+                Some(index) => self.suspect_reader(Role::Command(Some(index))),
+                None => self.holder.suspect_filter(role, status),
+            },
+            Role::Command(_) if success => {
+                if !has_written(role, &self.holder.family) {
+                    self.suspect_reader(role);
+                }
+            }
+            Role::Criu if success && self.holder.has_let_go => {}
+            Role::Criu if success => self.holder.fail(Cause::DidNotAsk),
+            Role::Criu if !self.holder.has_let_go => self.holder.suspect(ended, Weight::Criu),
+            Role::ReadBack(index) if success => {
+                if let Some(tap) = self.read_back.get_mut(index.unwrap_or(0)) {
+                    *tap = None;
+                }
+            }
+            Role::Merge if success => {}
+            Role::Merge => self.holder.suspect_filter(role, status),
+            Role::Extract if success => self.verification = Verification::Done,
+            _ => self.holder.fail(ended),
+        }
+    }
+
+    fn suspect_reader(&mut self, role: Role) {
+        self.holder.suspect(Cause::ReadTooLittle(role), Weight::Reader);
+    }
+
+    // --- Going on ---------------------------------------------------------------------------
+
+    fn go_on(&mut self) {
+        if self.holder.has_failed() {
+            self.question = None;
+            return self.holder.press();
+        }
+        self.holder.settle(|cause, family| match cause {
+            Cause::ReadTooLittle(role) => has_written(*role, family),
+            _ => false,
+        });
+        if self.holder.began.elapsed() >= self.plan.time_limit {
+            let awaited = self.awaited();
+            return self.holder.fail(Cause::TimeLimit(self.plan.time_limit, awaited));
+        }
+        self.let_go_if_safe();
+        self.show();
+    }
+
+    fn let_go_if_safe(&mut self) {
+        if !self.is_stored() || self.holder.has_failed() {
+            return;
+        }
+        if self.verification == Verification::Due
+            && let Some(text) = self.plan.verify.clone()
+            && let Err(cause) = self.start_verification(&text)
+        {
+            self.holder.fail(cause);
+        }
+        if self.is_safe()
+            && let Some(question) = self.question.take()
+        {
+            self.holder.let_go(question);
+        }
+    }
+
+    /// Whether all of the image has been taken by commands that have succeeded.
+    fn is_stored(&self) -> bool {
+        let succeeded = |role| self.has_succeeded(role);
+        let count = self.plan.shards.get();
+        let commands = match count {
+            1 => succeeded(Role::Command(None)),
+            _ => succeeded(Role::Split) && (0..count).all(|it| succeeded(Role::Command(Some(it)))),
+        };
+        succeeded(Role::Capture) && commands
+    }
+
+    /// Whether it is stored and, if that is asked for, was read back: image-extract has found all
+    /// of it, and those that have brought it say that this was all.
+    fn is_safe(&self) -> bool {
+        let count = self.plan.shards.get();
+        let read_back = self.plan.verify.is_none()
+            || match count {
+                1 => self.has_succeeded(Role::ReadBack(None)),
+                _ => {
+                    self.has_succeeded(Role::Merge)
+                        && (0..count).all(|it| self.has_succeeded(Role::ReadBack(Some(it))))
+                }
+            };
+        self.is_stored() && self.verification == Verification::Done && read_back
+    }
+
+    fn has_succeeded(&self, role: Role) -> bool {
+        self.holder.family.status(role).is_some_and(|status| status.success())
+    }
+
+    fn is_over(&self) -> bool {
+        match self.holder.has_failed() {
+            false => self.holder.has_let_go && self.holder.family.status(Role::Criu).is_some(),
+            true => self.holder.has_ended(),
+        }
+    }
+
+    // --- Telling ----------------------------------------------------------------------------
+
+    /// What is waited for, in words.
+    fn awaited(&self) -> String {
+        let running = |role| self.holder.family.running(role).is_some();
+        if self.holder.has_let_go {
+            return "CRIU to let the tree go".into();
+        }
+        if self.verification == Verification::Goes {
+            return "the image to be read back".into();
+        }
+        if self.is_safe() {
+            return "CRIU to ask".into();
+        }
+        if let Some(index) = self.shards.iter().position(Tap::is_filled) {
+            return Role::Command(Some(index)).to_string();
+        }
+        if self.stream.as_ref().is_some_and(Tap::is_filled) && self.shards.is_empty() {
+            return Role::Command(None).to_string();
+        }
+        if running(Role::Capture) || self.frozen.is_none() {
+            return "CRIU's dump".into();
+        }
+        let waiting = (0..self.plan.shards.get()).map(|it| Role::Command(Some(it)));
+        let mut waiting = waiting.chain([Role::Command(None)]).filter(|role| running(*role));
+        match (waiting.next(), waiting.next()) {
+            (Some(role), None) => role.to_string(),
+            (Some(_), Some(_)) => "the commands".into(),
+            _ => "shard-split".into(),
+        }
+    }
+
+    fn show(&mut self) {
+        self.holder.ask_for_bytes(Role::Capture);
+        if !self.holder.live.is_due() {
+            return;
+        }
+        let awaited = self.awaited();
+        let rate = Rate(self.bytes, self.frozen_for());
+        let left = self.expected.saturating_sub(self.bytes);
+        let time = match rate.time_for(left) {
+            Some(time) if left > 0 && self.stream.is_some() => {
+                format!(", {} s left", time.as_secs() + 1)
+            }
+            _ => String::new(),
+        };
+        let bytes = Bytes(self.bytes);
+        let expected = Bytes(self.expected.max(self.bytes));
+        self.holder
+            .live
+            .show(format_args!("{bytes} of about {expected}, {rate}{time}; waiting for {awaited}"));
+    }
+
+    fn frozen_for(&self) -> Duration {
+        let Some(frozen) = self.frozen else { return Duration::ZERO };
+        self.thawed.unwrap_or_else(Instant::now).saturating_duration_since(frozen)
+    }
+
+    fn report(&self) -> Report {
+        Report {
+            end: match (self.holder.has_failed(), self.is_over()) {
+                (true, _) => End::Failed,
+                (false, true) => End::Done,
+                (false, false) => End::Going,
+            },
+            bytes: self.bytes,
+            frozen: self.frozen_for(),
+            image: self.image,
+            image_is_safe: self.is_safe(),
+            process: self.tree.root(),
+            state: self.tree.state(),
+            cause: self.holder.cause().map(Cause::to_string),
+        }
+    }
+
+    fn log(&self) -> PathBuf {
+        let directory = self.plan.logs.as_deref().unwrap_or(self.holder.scratch.path());
+        self.plan.criu_options.log(directory, "dump.log")
+    }
+
+    /// The last line, and what stands before it.
+    fn tell(self) -> Outcome {
+        self.wait_for_tree();
+        let report = self.report();
+        let voice = self.holder.voice;
+        self.holder.explain(&self.log(), &format!("criu-dump-{}", report.process));
+        self.holder.scratch.remove();
+        let time = Seconds(report.frozen);
+        let (process, state) = (report.process, report.state);
+        let outcome = match self.holder.cause() {
+            None => {
+                let (bytes, rate) = (Bytes(report.bytes), Rate(report.bytes, report.frozen));
+                voice.last_unless_quiet(format_args!(
+                    "done: {bytes}, {rate}; frozen for {time}; process {process} {state}"
+                ));
+                Outcome::Status(0)
+            }
+            Some(cause) => {
+                let warning = self.warning();
+                voice.last(format_args!(
+                    "FAILED: {cause}{warning}; frozen for {time}; process {process} {state}"
+                ));
+                self.holder.failed_outcome()
+            }
+        };
+        if self.plan.json {
+            report.print();
+        }
+        outcome
+    }
+
+    /// What must be known beside the cause.
+    fn warning(&self) -> String {
+        let mut warning = self.holder.left_over();
+        if self.holder.criu_was_killed() {
+            warning += "; CRIU was killed: TCP connections of the tree may be dead";
+        }
+        if self.is_safe() {
+            warning += "; the image is whole";
+        }
+        warning
+    }
+
+    /// Whoever was killed, or let go by a CRIU that was killed, takes a moment.
+    fn wait_for_tree(&self) {
+        let stays = self.plan.leave_running || self.plan.criu_options.leaves_tree;
+        let passing = match self.holder.family.status(Role::Criu) {
+            Some(status) if status.success() && self.holder.has_let_go && !stays => State::Runs,
+            Some(status) if status.signal().is_some() => State::Stopped,
+            _ => return,
+        };
+        let until = Instant::now() + GRACE;
+        while self.tree.state() == passing && Instant::now() < until {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+}
+
+/// Whether the program that writes what this command reads has succeeded.
+fn has_written(command: Role, family: &Family) -> bool {
+    let writer = match command {
+        Role::Command(Some(_)) => Role::Split,
+        _ => Role::Capture,
+    };
+    family.status(writer).is_some_and(|status| status.success())
+}

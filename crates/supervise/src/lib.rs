@@ -1,0 +1,15 @@
+//! What holds a process while its image is made safe.
+pub mod cause;
+pub mod checkpoint;
+pub mod criu_log;
+pub mod criu_options;
+pub mod events;
+pub mod family;
+pub mod filters;
+pub mod front;
+pub mod gate;
+mod holder;
+pub mod scratch;
+pub mod shell;
+pub mod tell;
+pub mod tree;

@@ -1,0 +1,191 @@
+//! What is told while a process is held: one line that is written over on a terminal, and
+//! elsewhere a line every ten seconds. A reader that stalls or goes away changes nothing.
+
+use pipe_io::{Patient, poll};
+use std::fmt;
+use std::io::{self, IsTerminal, Write};
+use std::time::{Duration, Instant};
+
+/// How a command speaks on standard error.
+#[derive(Clone, Copy, Debug)]
+pub struct Voice {
+    program: &'static str,
+    quiet: bool,
+    verbose: bool,
+}
+
+impl Voice {
+    /// The program of this name; quiet, it says only what went wrong.
+    pub fn new(program: &'static str, quiet: bool, verbose: bool) -> Voice {
+        Voice { program, quiet, verbose }
+    }
+
+    /// The program's name.
+    pub fn program(&self) -> &'static str {
+        self.program
+    }
+
+    /// Says something.
+    pub fn say(&self, message: impl fmt::Display) {
+        self.write(&format!("{}: {message}\n", self.program));
+    }
+
+    /// Says something if more was asked for.
+    pub fn note(&self, message: impl fmt::Display) {
+        if self.verbose {
+            self.say(message);
+        }
+    }
+
+    /// Passes on a line of another program.
+    pub fn pass_on(&self, line: &str) {
+        self.write(&format!("{line}\n"));
+    }
+
+    /// Says the last line, when nothing is held any more: so it may wait for its reader.
+    pub fn last(&self, message: impl fmt::Display) {
+        let end_of_live = if self.is_live() { "\r\x1b[K" } else { "" };
+        let line = format!("{end_of_live}{}: {message}\n", self.program);
+        let _ = Patient(io::stderr()).write_all(line.as_bytes());
+    }
+
+    /// Says the last line when all went well, unless it is to be quiet.
+    pub fn last_unless_quiet(&self, message: impl fmt::Display) {
+        if !self.quiet {
+            self.last(message);
+        }
+    }
+
+    fn is_live(&self) -> bool {
+        !self.quiet && io::stderr().is_terminal()
+    }
+
+    /// Writes what the reader takes without waiting.
+    fn write(&self, text: &str) {
+        /// What a pipe that can be written to takes without waiting.
+        const ATOMIC: usize = 4096;
+
+        let text = if self.is_live() { format!("\r\x1b[K{text}") } else { text.to_owned() };
+        for piece in text.as_bytes().chunks(ATOMIC) {
+            if !poll::is_writable(io::stderr()).unwrap_or(false) {
+                return;
+            }
+            let _ = io::stderr().write_all(piece);
+        }
+    }
+}
+
+/// The line that tells how far things are.
+#[derive(Debug)]
+pub struct Live {
+    voice: Voice,
+    pause: Duration,
+    last: Instant,
+}
+
+impl Live {
+    /// Tells every second on a terminal, else every ten, and never if it is to be quiet.
+    pub fn new(voice: Voice) -> Live {
+        let pause = if voice.is_live() { 1 } else { 10 };
+        Live { voice, pause: Duration::from_secs(pause), last: Instant::now() }
+    }
+
+    /// Whether it is time for the line.
+    pub fn is_due(&self) -> bool {
+        !self.voice.quiet && self.last.elapsed() >= self.pause
+    }
+
+    /// Shows the line.
+    pub fn show(&mut self, line: impl fmt::Display) {
+        self.last = Instant::now();
+        if self.voice.is_live() {
+            let text = format!("\r{}: {line}\x1b[K", self.voice.program);
+            if poll::is_writable(io::stderr()).unwrap_or(false) {
+                let _ = io::stderr().write_all(text.as_bytes());
+            }
+        } else {
+            self.voice.say(line);
+        }
+    }
+}
+
+/// An amount of bytes, in words: `1.2 GB`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Bytes(pub u64);
+
+impl fmt::Display for Bytes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        const UNITS: [&str; 5] = ["kB", "MB", "GB", "TB", "PB"];
+
+        if self.0 < 1000 {
+            return write!(f, "{} bytes", self.0);
+        }
+        let mut amount = self.0 as f64 / 1000.0;
+        let mut units = UNITS.iter();
+        let mut unit = units.next().unwrap_or(&"");
+        // What would be shown as 1000.0.
+        while amount >= 999.95 {
+            let Some(next) = units.next() else { break };
+            amount /= 1000.0;
+            unit = next;
+        }
+        write!(f, "{amount:.1} {unit}")
+    }
+}
+
+/// So many bytes in such a time: `1.2 GB/s`.
+#[derive(Clone, Copy, Debug)]
+pub struct Rate(pub u64, pub Duration);
+
+impl Rate {
+    fn per_second(&self) -> Option<f64> {
+        let seconds = self.1.as_secs_f64();
+        (seconds > 0.0).then(|| self.0 as f64 / seconds)
+    }
+
+    /// How long as many bytes more take.
+    pub fn time_for(&self, bytes: u64) -> Option<Duration> {
+        let rate = self.per_second().filter(|rate| *rate >= 1.0)?;
+        Duration::try_from_secs_f64(bytes as f64 / rate).ok()
+    }
+}
+
+impl fmt::Display for Rate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/s", Bytes(self.per_second().unwrap_or(0.0) as u64))
+    }
+}
+
+/// A time in words: `1.234 s`.
+#[derive(Clone, Copy, Debug)]
+pub struct Seconds(pub Duration);
+
+impl fmt::Display for Seconds {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{:03} s", self.0.as_secs(), self.0.subsec_millis())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn amounts_have_one_form() {
+        let cases = [
+            (0, "0 bytes"),
+            (999, "999 bytes"),
+            (1000, "1.0 kB"),
+            (999_940, "999.9 kB"),
+            (999_990, "1.0 MB"),
+            (4_200_000_000, "4.2 GB"),
+            (u64::MAX, "18446.7 PB"),
+        ];
+        for (bytes, words) in cases {
+            assert_eq!(Bytes(bytes).to_string(), words);
+        }
+        assert_eq!(Rate(3_000_000, Duration::from_secs(2)).to_string(), "1.5 MB/s");
+        assert_eq!(Rate(3_000_000, Duration::ZERO).to_string(), "0 bytes/s");
+        assert_eq!(Seconds(Duration::from_millis(12_034)).to_string(), "12.034 s");
+    }
+}

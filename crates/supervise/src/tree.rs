@@ -1,0 +1,97 @@
+//! The process tree that is held, seen from outside.
+
+use crate::family::{Processes, Stat};
+use nix::unistd::Pid;
+use std::fmt;
+use std::fs;
+
+/// The root of a tree, told from any later process with its number.
+#[derive(Clone, Copy, Debug)]
+pub struct Tree {
+    root: Pid,
+    started: u64,
+}
+
+/// What has become of a tree, by its root.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum State {
+    /// It runs.
+    Runs,
+    /// It was stopped, by a signal or a debugger.
+    Stopped,
+    /// It is not there any more.
+    Gone,
+}
+
+impl Tree {
+    /// `None` if there is no such process, or it has ended.
+    pub fn of(root: Pid) -> Option<Tree> {
+        let stat = Stat::of(root).filter(|stat| !is_dead(stat.state))?;
+        Some(Tree { root, started: stat.started })
+    }
+
+    /// The root.
+    pub fn root(&self) -> Pid {
+        self.root
+    }
+
+    /// What has become of it.
+    pub fn state(&self) -> State {
+        match Stat::of(self.root).filter(|stat| stat.started == self.started) {
+            Some(stat) if is_dead(stat.state) => State::Gone,
+            Some(Stat { state: 'T' | 't', .. }) => State::Stopped,
+            Some(_) => State::Runs,
+            None => State::Gone,
+        }
+    }
+
+    /// The memory that an image of it holds, about, in bytes: what is neither in a file nor shared
+    /// with one. Pages that are shared within the tree count more than once.
+    pub fn memory(&self) -> u64 {
+        let processes = Processes::now().from(self.root);
+        processes.into_iter().map(|pid| memory_of(pid).unwrap_or(0)).sum()
+    }
+}
+
+fn is_dead(state: char) -> bool {
+    matches!(state, 'Z' | 'X' | 'x')
+}
+
+fn memory_of(pid: Pid) -> Option<u64> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let kilobytes = |name: &str| -> u64 {
+        let line = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+        let number = line.and_then(|line| line.trim().strip_suffix(" kB")?.parse().ok());
+        number.unwrap_or(0)
+    };
+    Some((kilobytes("RssAnon") + kilobytes("RssShmem") + kilobytes("VmSwap")) * 1024)
+}
+
+impl fmt::Display for State {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            State::Runs => "runs on",
+            State::Stopped => "is stopped",
+            State::Gone => "is gone",
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use nix::unistd::getpid;
+
+    #[test]
+    fn a_tree_that_runs_has_memory() {
+        let tree = Tree::of(getpid()).unwrap();
+        assert_eq!(tree.state(), State::Runs);
+        assert!(tree.memory() > 100_000);
+    }
+
+    #[test]
+    fn a_tree_is_gone_when_another_has_its_number() {
+        let tree = Tree { started: 1, ..Tree::of(getpid()).unwrap() };
+        assert_eq!(tree.state(), State::Gone);
+    }
+}
