@@ -293,3 +293,18 @@ fn a_late_shard_holds_up_and_spoils_nothing() {
         assert_eq!(read_stream(&merged.stdout), read_stream(&stream), "shard {late} is late");
     }
 }
+
+#[test]
+fn more_large_files_than_may_be_open_are_extracted() {
+    let mut random = Random::new(9);
+    let large = random.bytes(150_000);
+    let writer =
+        (0..100).fold(Writer::new(), |it, index| it.file(&format!("pages-{index}.img"), &large));
+    let stream = writer.file("inventory.img", b"all").image_eof().finish();
+    let merged = filters::merge(&shards_of(&stream, 2));
+    merged.succeeded();
+    let dir = tempdir().expect("a directory");
+    let extract = Filter::after("ulimit -n 30", "image-extract").progress_apart();
+    extract.arg("-D").arg(dir.path()).run(&merged.stdout).succeeded();
+    assert!(filters::files_in(dir.path()) == read_stream(&stream).expect("an image"));
+}
