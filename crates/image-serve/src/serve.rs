@@ -1,7 +1,8 @@
 //! From the stream to the restored process.
 
+use crate::arrivals::Arrivals;
 use crate::error::Error;
-use crate::load::{self, Loaded};
+use crate::load::{self, Begun, Loaded};
 use crate::remap::{FILES, PortMove, RemapError, remap};
 use crate::restore::Restore;
 use crate::store::Pipes;
@@ -41,17 +42,34 @@ pub(crate) fn run(args: Args) -> Result<(), Failure<Error>> {
         let moves = args.tcp_listen_remap;
         let keep = (!moves.is_empty()).then_some(FILES);
         let pipes = Pipes::new(args.store);
-        let Loaded { mut store, input } = load::load(input, external, pipes, keep, &counters)?;
+        let loaded = load::load(input, external, pipes, keep, &counters)?;
+        let (mut store, input, rest, ballast) = match loaded {
+            Loaded::Whole(store, input) => (store, Some(input), None, Vec::new()),
+            Loaded::Begun(begun) => {
+                let Begun { store, newest, ballast, load } = *begun;
+                (store, None, Some((load, newest)), ballast)
+            }
+        };
         if !moves.is_empty() {
             let moved = store.change(FILES, |files| remap(files, &moves));
             moved.unwrap_or(Err(RemapError::NoFiles)).map_err(Error::Remap)?;
         }
-        program.note(store.census());
-        progress.finished(&counters);
+        if rest.is_none() {
+            program.note(store.census());
+            progress.finished(&counters);
+        }
+        let arrivals = match rest {
+            Some((load, newest)) => Some(Arrivals::of(load, newest).map_err(Error::System)?),
+            None => None,
+        };
         progress.socket_init();
         let restore = Restore {
             store,
-            image: input.endpoint(),
+            image: input.as_ref().map(|input| input.endpoint()),
+            arrivals,
+            counters: &counters,
+            ballast,
+            holds_memory: false,
             listener: &listener,
             awaited: args.clients.get(),
             clients: Vec::new(),

@@ -1,5 +1,6 @@
 //! What the metadata shard gets: every small file, and the name of every large one.
 
+use criu_protocol::is_memory;
 use std::collections::HashMap;
 use wire_format::FileName;
 
@@ -73,7 +74,7 @@ impl Metadata {
         let Some(file) = self.files.get_mut(name) else { return Decision::Large };
         let File::Held(bytes, again) = file else { return Decision::Large };
         let size = bytes.len() as u64 + length;
-        if *again || size <= SMALL || (may_hold && !is_memory(name)) {
+        if *again || size <= SMALL || (may_hold && !is_memory(name.as_str())) {
             return Decision::Hold;
         }
         self.held = self.held.saturating_sub(bytes.len() as u64);
@@ -115,11 +116,6 @@ impl Metadata {
         names.sort_unstable();
         names
     }
-}
-
-/// Whether it is memory of a process: all the rest of a dump may be needed before it.
-fn is_memory(name: &FileName) -> bool {
-    name.as_str().starts_with("pages-")
 }
 
 #[cfg(test)]
