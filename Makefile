@@ -17,13 +17,14 @@ DESTDIR ?=
 
 # What is built goes to $(CARGO_TARGET_DIR), or target/, and nowhere else: the
 # source tree may be read-only.
-filters := criu-sock-capture shard-split shard-merge image-serve image-extract
+filters := criu-sock-capture shard-split shard-merge image-serve image-extract \
+    criu-checkpoint criu-restore
 built := $(or $(CARGO_TARGET_DIR),target)
 target := $(built)/release
 completions := $(built)/completions
 
 # What `make install` puts where, by name; `make uninstall` removes the same.
-commands := $(wildcard $(addprefix contrib/,criu-image-streamer criu-checkpoint criu-restore criu-migrate))
+commands := $(wildcard $(addprefix contrib/,criu-image-streamer criu-migrate))
 helpers := $(wildcard contrib/criu-post-dump)
 pages := $(wildcard man/*.1 man/*.5 man/*.7)
 documents := $(wildcard README.md SECURITY.md CHANGELOG.md LICENSE docs/performance.md contrib/sysctl.d/*.conf)

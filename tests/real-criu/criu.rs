@@ -25,6 +25,10 @@ impl Criu {
         Criu { program }
     }
 
+    pub(crate) fn program(&self) -> &Path {
+        &self.program
+    }
+
     /// Starts the dump of the tree under `pid`, with `options` besides the
     /// usual ones.
     pub(crate) fn dump(&self, image: Image, images: &Path, pid: i32, options: &[&str]) -> Run {

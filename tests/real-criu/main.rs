@@ -5,6 +5,7 @@
 //! tests run one at a time: each dumps hundreds of megabytes.
 
 mod bench;
+mod command;
 mod criu;
 mod pipeline;
 mod stamper;

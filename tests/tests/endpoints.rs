@@ -245,6 +245,37 @@ impl Stdout for tests::pipeline::Finished {
     }
 }
 
+/// All bytes, then all names: a crash of the system in between leaves the old image, or the new.
+#[test]
+fn sync_has_every_file_on_the_disk_before_the_first_gets_its_name() {
+    const TEST: &str = "sync_has_every_file_on_the_disk_before_the_first_gets_its_name";
+    if std::process::Command::new("strace").arg("-V").output().is_err() {
+        println!("skipped: {TEST}: no strace");
+        return;
+    }
+    let dir = tempdir().expect("a directory");
+    let trace = dir.path().join("trace");
+    let launcher = ["strace", "-f", "-y", "-qq", "-e", "trace=fsync,rename", "-o"];
+    let launcher = [&launcher[..], &[trace.to_str().expect("UTF-8")]].concat();
+    let split = Filter::under(&launcher, "shard-split").progress_apart().current_dir(dir.path());
+    split.args(["--sync", "a.img", "b.img"]).run(&image()).succeeded();
+    let trace = fs::read_to_string(trace).expect("strace has written");
+    let step = |line: &str| match line {
+        line if line.contains("fsync(") && line.contains(".shard-") => "sync file",
+        line if line.contains("fsync(") => "sync directory",
+        _ => "rename",
+    };
+    let steps: Vec<&str> = trace.lines().map(step).collect();
+    let expected = ["sync file", "sync file", "rename", "rename", "sync directory"];
+    assert_eq!(steps[..5], expected, "{trace}");
+
+    for others in [&["-s", "10"][..], &["--filter", "cat"], &[]] {
+        let (_collect, output) = pipe(None).expect("a pipe");
+        let split = Filter::new("shard-split").progress_apart().arg("--sync").args(others);
+        split.fd(10, output).run(&[]).refused(2, "nothing that it could flush");
+    }
+}
+
 #[test]
 fn operands_that_cannot_be_shards_are_refused() {
     let dir = tempdir().expect("a directory");

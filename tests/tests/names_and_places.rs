@@ -17,7 +17,7 @@ use tempfile::{TempDir, tempdir};
 use tests::criu::{DumpClient, RestoreClient, pipe};
 use tests::filters::{self, Capture, files_in};
 use tests::malformed::small_stream;
-use tests::pipeline::{Filter, Running};
+use tests::pipeline::{Filter, Running, collect_from};
 use tests::stream::Writer;
 
 /// A directory with a directory `images` in it.
@@ -243,11 +243,13 @@ fn step(line: &str, dir: &Path) -> Option<String> {
 fn sync_writes_external_files_to_the_disk_too_and_takes_pipes() {
     let (parent, dir) = images();
     let file = parent.path().join("pages");
-    let (_collect, output) = pipe(None).expect("a pipe");
+    let (collect, output) = pipe(None).expect("a pipe");
+    let collect = collect_from(collect);
     let external = "pages-1.img:20,pagemap-7.img:21";
     let extract = filters::extract(&dir).args(["--sync", "-e", external]);
     let extract = extract.fd(20, File::create(&file).expect("a file")).fd(21, output);
     extract.run(&small_stream()).succeeded();
+    collect.join().expect("the external file");
     assert_eq!(fs::read(file).expect("the file"), b"some pages and more");
 }
 

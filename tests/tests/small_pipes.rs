@@ -112,8 +112,10 @@ fn markers_that_do_not_fit_hold_up_nobody() {
 fn grows_not() -> bool {
     let _hog = hog();
     let (shard, to) = pipe(Some(4096)).expect("a pipe");
+    let collect = collect_from(shard.try_clone().expect("a descriptor"));
     let empty = Writer::new().image_eof().finish();
     let split: Filter = split_to([to]).unprivileged();
     split.run(&empty).succeeded();
+    collect.join().expect("the shard");
     capacity(&shard) == 4096
 }

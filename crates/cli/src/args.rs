@@ -1,6 +1,7 @@
 //! The options that several filters share.
 
 use crate::Place;
+use std::ffi::OsString;
 use std::os::fd::RawFd;
 use std::str::FromStr;
 use wire_format::FileName;
@@ -16,6 +17,17 @@ pub struct CommonArgs {
     /// Say more on stderr; on a terminal, show the rate
     #[arg(short, long)]
     pub verbose: bool,
+}
+
+/// The command of the filters that speak to CRIU.
+#[derive(Clone, Debug, clap::Args)]
+pub struct CommandArgs {
+    /// Start this when CRIU may connect; wait for it
+    ///
+    /// It runs without standard input, and its output goes to stderr. Its
+    /// failure is the filter's, and its exit status too.
+    #[arg(last = true, value_name = "COMMAND", help_heading = "Command", verbatim_doc_comment)]
+    pub command: Vec<OsString>,
 }
 
 /// A descriptor's number on a command line.

@@ -10,12 +10,12 @@ use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid, waitpid};
 use nix::unistd::Pid;
 use pipe_io::Endpoint;
 use pipe_io::inherit::Direction;
-use pipe_io::pipe::{self, Pipe};
+use pipe_io::pipe::Pipe;
 use pipe_io::poll::{self, PollFd, PollFlags};
 use pipe_io::process::{self, ExitWatch};
 use std::fmt;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, RawFd};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -40,8 +40,8 @@ struct Running {
     place: Place,
     child: Child,
     exit: ExitWatch,
-    /// Sees what the command has not read.
-    leftover: Option<OwnedFd>,
+    /// How many bytes of its shard nobody reads any more.
+    unread: usize,
     ended: bool,
 }
 
@@ -65,11 +65,12 @@ impl Commands {
         direction: Direction,
         image_id: Option<ImageId>,
     ) -> Result<(Commands, Vec<ShardEnd>), CommandError> {
+        process::keep_statuses_of_children();
         let mut commands = Commands::default();
         let mut ends = Vec::new();
         for index in 0..count {
             let place = Place::ShardFilter { index, command: command.to_owned() };
-            let mut shell = shell(index, count, command, image_id);
+            let mut shell = shell(index, count, command, direction, image_id);
             let (running, endpoint) = Running::start(place.clone(), &mut shell, direction)
                 .map_err(|error| CommandError::System(place.clone(), error))?;
             commands.0.push(running);
@@ -78,13 +79,22 @@ impl Commands {
         Ok((commands, ends))
     }
 
-    /// Notes the pipe that a command reads, which is about to be closed: a command that ends
-    /// before it has read all of it has failed.
-    pub fn closing(&mut self, index: usize, shard: &Endpoint) {
-        if let Some(running) = self.0.get_mut(index) {
-            // Without /proc it goes unseen, as in any shell pipeline.
-            running.leftover = pipe::reopen_to_read(shard).ok();
-        }
+    /// Notes that so many bytes of a command's shard will not be read. The error if it has ended; a
+    /// command that ends so later has failed, too.
+    pub fn left_unread(&mut self, index: usize, bytes: usize) -> Option<CommandError> {
+        let running = self.0.get_mut(index)?;
+        running.unread = bytes;
+        running.ended.then(|| CommandError::Unread(running.place.clone(), bytes))
+    }
+
+    /// What to poll for reading: one of them is ready when a command has ended.
+    pub fn exits(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        self.0.iter().filter(|command| !command.ended).map(|command| command.exit.as_fd())
+    }
+
+    /// Takes note of the commands that have ended, without waiting. `ended` is told of each.
+    pub fn look(&mut self, mut ended: impl FnMut(usize)) -> Result<(), CommandError> {
+        self.reap(Some(Instant::now()), &mut ended).map(drop)
     }
 
     /// Waits until all have succeeded, or one has failed. `ended` is told of each.
@@ -203,7 +213,7 @@ impl Running {
         groups.push(Pid::from_raw(child.id() as i32));
         drop(groups);
         let exit = ExitWatch::new(child.id())?;
-        Ok((Running { place, child, exit, leftover: None, ended: false }, ours))
+        Ok((Running { place, child, exit, unread: 0, ended: false }, ours))
     }
 
     /// Takes note of the end, which has come.
@@ -222,17 +232,27 @@ impl Running {
         if !status.success() {
             return Err(CommandError::Status(self.place.clone(), status));
         }
-        match self.leftover.take().map(pipe::queued) {
-            Some(Ok(bytes @ 1..)) => Err(CommandError::Unread(self.place.clone(), bytes)),
-            _ => Ok(()),
+        match self.unread {
+            0 => Ok(()),
+            bytes => Err(CommandError::Unread(self.place.clone(), bytes)),
         }
     }
 }
 
-fn shell(index: usize, count: usize, command: &str, image_id: Option<ImageId>) -> Command {
+fn shell(
+    index: usize,
+    count: usize,
+    command: &str,
+    direction: Direction,
+    image_id: Option<ImageId>,
+) -> Command {
     let mut shell = Command::new("/bin/sh");
     shell.arg("-c").arg(command).process_group(0);
-    process::unblock_signals(&mut shell);
+    let given: &[RawFd] = match direction {
+        Direction::Output => &[0],
+        Direction::Input => &[0, 1],
+    };
+    process::as_our_caller(&mut shell, given);
     shell.env("SHARD", index.to_string()).env("SHARDS", count.to_string());
     if let Some(image_id) = image_id {
         shell.env("IMAGE_ID", image_id.to_string());
@@ -280,14 +300,7 @@ impl fmt::Display for CommandError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             CommandError::System(place, error) => write!(f, "{place}: {}", reason(error)),
-            CommandError::Status(place, status) => match (status.code(), status.signal()) {
-                (Some(code), _) => write!(f, "{place}: failed with exit status {code}"),
-                (None, Some(number)) => match Signal::try_from(number) {
-                    Ok(signal) => write!(f, "{place}: killed by signal {number} ({signal})"),
-                    Err(_) => write!(f, "{place}: killed by signal {number}"),
-                },
-                (None, None) => write!(f, "{place}: failed"),
-            },
+            CommandError::Status(place, status) => write!(f, "{place}: {}", Failed(*status)),
             CommandError::Unread(place, bytes) => {
                 write!(f, "{place}: ended without reading the last {bytes} bytes of its shard")
             }
@@ -296,3 +309,19 @@ impl fmt::Display for CommandError {
 }
 
 impl std::error::Error for CommandError {}
+
+/// How a command has failed, in words.
+pub(crate) struct Failed(pub(crate) ExitStatus);
+
+impl fmt::Display for Failed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (self.0.code(), self.0.signal()) {
+            (Some(code), _) => write!(f, "failed with exit status {code}"),
+            (None, Some(number)) => match Signal::try_from(number) {
+                Ok(signal) => write!(f, "killed by signal {number} ({signal})"),
+                Err(_) => write!(f, "killed by signal {number}"),
+            },
+            (None, None) => f.write_str("failed"),
+        }
+    }
+}

@@ -44,7 +44,7 @@ impl Descriptors {
             Place::Stdin => 0,
             Place::Stdout => 1,
             Place::Shard { fd, .. } | Place::External { fd, .. } | Place::Progress { fd } => *fd,
-            Place::ShardFile { .. } | Place::ShardFilter { .. } => {
+            Place::ShardFile { .. } | Place::ShardFilter { .. } | Place::Command { .. } => {
                 return Err(UsageError::Refused(place.clone(), Refusal::NotOpen));
             }
         };

@@ -6,7 +6,9 @@
 //! ([`StreamInput`]), the same way of writing one ([`StreamOutput`]). DESIGN.md section 5 has the rules.
 
 mod args;
+mod child;
 mod cleanup;
+mod closing;
 mod commands;
 mod counters;
 mod descriptors;
@@ -20,13 +22,15 @@ mod signals;
 mod stream_input;
 mod stream_output;
 
-pub use args::{CommonArgs, ExternalFile, Fd};
+pub use args::{CommandArgs, CommonArgs, ExternalFile, Fd};
+pub use child::{Child, ChildError};
 pub use cleanup::Cleanup;
+pub use closing::{Closing, ClosingError};
 pub use commands::{CommandError, Commands};
 pub use counters::Counters;
 pub use descriptors::{Descriptors, UsageError};
 pub use identity::{new_image_id, new_split_id};
-pub use operands::OutputFile;
+pub use operands::{OutputFile, Published};
 pub use pipe_io::reason;
 pub use place::Place;
 pub use program::{Failure, Program, failed, main, options, parse, wrong_usage};

@@ -24,11 +24,28 @@ pub struct OutputFile {
 }
 
 impl OutputFile {
+    /// Flushes what was written to the disk.
+    pub fn sync(&self) -> io::Result<()> {
+        // Any descriptor of the file will do.
+        OpenOptions::new().write(true).open(&self.temporary)?.sync_all()
+    }
+
     /// Gives the file its name; what had the name before is gone.
-    pub fn publish(self) -> io::Result<()> {
+    pub fn publish(self) -> io::Result<Published> {
         fs::rename(&self.temporary, &self.target)?;
         self.cleanup.keep();
-        Ok(())
+        Ok(Published(self.target))
+    }
+}
+
+/// A file that has its name.
+#[derive(Debug)]
+pub struct Published(PathBuf);
+
+impl Published {
+    /// Flushes the name to the disk.
+    pub fn sync(&self) -> io::Result<()> {
+        File::open(folder(&self.0))?.sync_all()
     }
 }
 

@@ -33,6 +33,11 @@ pub enum Place {
         /// The command.
         command: String,
     },
+    /// The command behind `--`.
+    Command {
+        /// Its words, with a space between them.
+        words: String,
+    },
     /// A file that is not CRIU's, woven into the image.
     External {
         /// Its name in the image.
@@ -57,6 +62,7 @@ impl fmt::Display for Place {
             Place::ShardFilter { index, command } => {
                 write!(f, "shard {index} ({})", abridged(command))
             }
+            Place::Command { words } => write!(f, "command ({})", abridged(words)),
             Place::External { name, fd } => write!(f, "external file {name} (fd {fd})"),
             Place::Progress { fd } => write!(f, "progress (fd {fd})"),
         }

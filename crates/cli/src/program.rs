@@ -17,6 +17,8 @@ pub enum Failure<E> {
     Usage(UsageError),
     /// It failed: exit status 1.
     Failed(E),
+    /// The command behind `--` failed: its exit status.
+    Command(E, u8),
 }
 
 impl<E> From<UsageError> for Failure<E> {
@@ -53,7 +55,7 @@ impl Program {
 
     /// Gives up what a program that only moves bytes never needs, before it looks at bytes from
     /// outside: from now on nothing that it might be made to start gains privileges by being
-    /// started. Not for a program that starts the user's commands, which may want to.
+    /// started. The user's commands may want to gain them (`sudo criu`): start them before.
     pub fn confine(&self) {
         // Kernels before 3.5 have no such thing.
         let _ = nix::sys::prctl::set_no_new_privs();
@@ -73,6 +75,10 @@ pub fn main<A: Parser, E: fmt::Display>(
     match run(args) {
         Ok(()) => ExitCode::SUCCESS,
         Err(Failure::Failed(error)) => failed(name, error),
+        Err(Failure::Command(error, status)) => {
+            complain(name, error);
+            ExitCode::from(status)
+        }
         Err(Failure::Usage(error)) => wrong_usage(name, error),
     }
 }
@@ -157,7 +163,7 @@ fn one_line(error: &clap::Error) -> String {
 }
 
 /// One write a message, so that messages of two programs never mix.
-fn complain(name: &str, message: impl fmt::Display) {
+pub(crate) fn complain(name: &str, message: impl fmt::Display) {
     say(&format!("{name}: {message}\n"));
 }
 

@@ -5,7 +5,7 @@
 //! lost. One that ends the program is raised again when the cleaning up is done, with its
 //! default action: the status tells the shell which it was.
 
-use crate::{Counters, cleanup, commands};
+use crate::{Counters, child, cleanup, commands};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, Signal, raise};
@@ -63,6 +63,7 @@ pub(crate) fn attend(program: &'static str, counters: Arc<Counters>, live: bool)
 }
 
 fn end_by(signal: Signal) {
+    let _child = child::end();
     let _commands = commands::end_all(signal);
     let _lock = cleanup::remove_all();
     let mut this = SigSet::empty();

@@ -5,7 +5,7 @@ use pipe_io::poll::{self, PollFd, PollFlags};
 use pipe_io::{Endpoint, Kind, MoveError, Mover, splice};
 use std::fmt;
 use std::io::{self, ErrorKind};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use wire_format::{Body, FileName, ImageId, StreamWriter};
@@ -151,13 +151,19 @@ impl StreamOutput {
         Ok(())
     }
 
-    /// Ends the image and closes the stream.
-    pub fn finish(mut self) -> Result<(), OutputError> {
+    /// Ends the image, and closes the stream when its reader has taken it all.
+    pub fn finish(self) -> Result<(), OutputError> {
+        self.finish_while(None).map(drop)
+    }
+
+    /// The same; `false` if `party` hangs up before the reader has all.
+    pub fn finish_while(mut self, party: Option<BorrowedFd<'_>>) -> Result<bool, OutputError> {
         self.writer.image_eof().map_err(OutputError)?;
         self.flush()?;
         self.count(0);
+        let taken = self.writer.into_inner().close_while(party).map_err(OutputError)?;
         self.counters.end(0);
-        self.writer.into_inner().close().map_err(OutputError)
+        Ok(taken)
     }
 
     /// What the stream is written to.

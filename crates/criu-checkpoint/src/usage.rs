@@ -9,7 +9,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 use supervise::checkpoint::Plan;
 use supervise::criu_options::{self, OptionError};
-use supervise::shell::mentions_shard;
+use supervise::shell::{criu_to_use, mentions_shard};
 
 /// What is wrong with a command line.
 #[derive(Debug)]
@@ -53,10 +53,7 @@ pub(crate) fn parse() -> Result<(Args, Plan), ExitCode> {
         verify: args.verify.clone(),
         time_limit: Duration::from_secs(args.time_limit.into()),
         criu_options: split.criu,
-        criu: env::var("CRIU")
-            .ok()
-            .filter(|name| !name.is_empty())
-            .unwrap_or_else(|| "criu".into()),
+        criu: criu_to_use(),
         json: args.json,
     };
     Ok((args, plan))

@@ -5,10 +5,12 @@
 //! there ([`Listener`]) and speaks the protocol ([`Connection`]); what goes through the pipes is
 //! none of its business. DESIGN.md section 4 describes the protocol.
 
+mod client;
 mod connection;
 mod listener;
 mod message;
 
+pub use client::Client;
 pub use connection::{Connection, Event, ProtocolError};
 pub use listener::{Direction, ListenError, Listener};
 

@@ -5,8 +5,8 @@ use crate::error::Error;
 use crate::inflow::Inflow;
 use crate::{Args, NAME};
 use cli::{
-    Cleanup, Counters, Descriptors, Failure, OutputError, Place, Program, Progress, SourceError,
-    StreamOutput, new_image_id,
+    Child, Cleanup, Counters, Descriptors, Failure, OutputError, Place, Program, Progress,
+    SourceError, StreamOutput, new_image_id,
 };
 use criu_protocol::{Direction, Listener, ProtocolError};
 use pipe_io::inherit;
@@ -28,9 +28,9 @@ pub(crate) fn run(args: Args) -> Result<(), Failure<Error>> {
 
     let program = Program::new(NAME, args.common.verbose);
     let counters = Arc::new(Counters::new(1));
-    let capture = || {
+    let mut child = None;
+    let outcome = (|| {
         program.attend_signals(&counters).map_err(Error::System)?;
-        program.confine();
         let (listener, socket) = Cleanup::of(|| {
             let listener = Listener::bind(&args.images_dir, Direction::Capture)?;
             let path = listener.path().to_owned();
@@ -58,12 +58,14 @@ pub(crate) fn run(args: Args) -> Result<(), Failure<Error>> {
             progress,
         };
         capture.progress.socket_init();
-        capture.run()?;
-        capture.output.finish()?;
-        capture.progress.finished(&counters);
+        child = Child::start(NAME, &args.command.command)?;
+        program.confine();
+        capture.run(&mut child)?;
+        capture.finish()?.finished(&counters);
         Ok(())
-    };
-    capture().map_err(Failure::Failed)
+    })();
+    // All of the capture is closed: what CRIU still sends fails.
+    Child::conclude(child, outcome, Error::is_effect_of_criu_s_end).map_err(Error::into_failure)
 }
 
 /// After so few bytes, in bytes, it is worth letting more come.
@@ -104,16 +106,21 @@ struct Ready {
     criu: bool,
     /// One for each inflow.
     inflows: Vec<PollFlags>,
+    /// Whether the command has news.
+    child: bool,
 }
 
 impl Capture {
-    fn run(&mut self) -> Result<(), Error> {
-        while !self.is_complete()? {
+    fn run(&mut self, child: &mut Option<Child>) -> Result<(), Error> {
+        while !self.is_complete(child.as_ref())? {
             self.output.flush()?;
-            let ready = self.wait()?;
+            let ready = self.wait(child.as_ref())?;
             let moved = self.drain(&ready.inflows)?;
             if ready.criu {
-                self.hear_criu()?;
+                self.hear_criu(child.as_ref())?;
+            }
+            if let Some(child) = child.as_mut().filter(|_| ready.child) {
+                self.attend(child)?;
             }
             if moved < NAP_BELOW {
                 thread::sleep(NAP);
@@ -122,9 +129,34 @@ impl Capture {
         Ok(())
     }
 
+    /// Takes note of the command's end. One that CRIU has not connected for, and will not, has
+    /// brought no dump.
+    fn attend(&mut self, child: &mut Child) -> Result<(), Error> {
+        child.attend()?;
+        if child.has_ended() {
+            self.hear_criu(Some(child))?;
+            if self.dump.is_none() {
+                return Err(Error::Command(child.unconnected()));
+            }
+        }
+        Ok(())
+    }
+
+    /// Ends the stream, when its reader has all of it. What is not taken yet is the memory of the
+    /// process: where CRIU waits for the end of the stream, it must wait until then.
+    fn finish(self) -> Result<Progress, Error> {
+        let Capture { output, dump, progress, end_at_inventory, .. } = self;
+        let criu = dump.as_ref().filter(|_| end_at_inventory).map(Dump::as_fd);
+        match output.finish_while(criu)? {
+            true => Ok(progress),
+            false => Err(Error::DidNotWait),
+        }
+    }
+
     /// Whether all of the image is in the stream. A dump that failed is an error, as soon as
-    /// everything has come that CRIU has left behind.
-    fn is_complete(&mut self) -> Result<bool, Error> {
+    /// everything has come that CRIU has left behind. It may still fail when CRIU has hung up: so
+    /// the command must have ended, unless CRIU waits for the end of the stream.
+    fn is_complete(&mut self, child: Option<&Child>) -> Result<bool, Error> {
         match &mut self.dump {
             Some(dump) if self.end_at_inventory && dump.has_sent_inventory() => {
                 if dump.has_hung_up() {
@@ -137,7 +169,7 @@ impl Capture {
             }
             Some(dump) if dump.has_hung_up() && !self.inflows.iter().any(Inflow::is_criu) => {
                 match dump.has_sent_all() && !self.end_at_inventory {
-                    true => Ok(self.inflows.is_empty()),
+                    true => Ok(self.inflows.is_empty() && child.is_none_or(Child::has_ended)),
                     false => Err(Error::DumpFailed),
                 }
             }
@@ -145,9 +177,9 @@ impl Capture {
         }
     }
 
-    /// Waits until CRIU says something, a file has bytes or ends, or the reader of the stream
-    /// has gone.
-    fn wait(&self) -> Result<Ready, Error> {
+    /// Waits until CRIU says something, a file has bytes or ends, the command ends, or the reader
+    /// of the stream has gone.
+    fn wait(&self, child: Option<&Child>) -> Result<Ready, Error> {
         let for_input = |fd| PollFd::new(fd, PollFlags::POLLIN);
         let mut fds = vec![PollFd::new(self.output.endpoint().as_fd(), PollFlags::empty())];
         fds.extend(self.inflows.iter().map(|inflow| for_input(inflow.as_fd())));
@@ -156,6 +188,8 @@ impl Capture {
             Some(dump) if !dump.has_hung_up() => fds.push(for_input(dump.as_fd())),
             Some(_) => {}
         }
+        let of_criu = fds.len() - 1 - self.inflows.len();
+        fds.extend(child.iter().flat_map(|child| child.fds()).map(for_input));
         poll::wait(&mut fds).map_err(Error::System)?;
 
         let mut events = fds.iter().map(|fd| fd.revents().unwrap_or(PollFlags::empty()));
@@ -163,14 +197,16 @@ impl Capture {
             return Err(Error::Output(OutputError::reader_gone()));
         }
         let inflows = events.by_ref().take(self.inflows.len()).collect();
-        let criu = events.next().is_some_and(|events| !events.is_empty());
-        Ok(Ready { criu, inflows })
+        let criu = events.by_ref().take(of_criu).any(|events| !events.is_empty());
+        let child = events.any(|events| !events.is_empty());
+        Ok(Ready { criu, inflows, child })
     }
 
-    fn hear_criu(&mut self) -> Result<(), Error> {
+    fn hear_criu(&mut self, child: Option<&Child>) -> Result<(), Error> {
         let Some(dump) = &mut self.dump else {
             if let Some(connection) = self.listener.accept().map_err(ProtocolError::Io)? {
                 self.listener.refuse_more();
+                child.iter().for_each(|child| child.connected());
                 self.dump = Some(Dump::new(connection));
             }
             return Ok(());

@@ -1,6 +1,6 @@
 //! Everything that can end a capture early, in the words that the user reads.
 
-use cli::{OutputError, Place, reason};
+use cli::{ChildError, Failure, OutputError, Place, reason};
 use criu_protocol::{ListenError, ProtocolError};
 use std::fmt;
 use std::io;
@@ -32,8 +32,34 @@ pub(crate) enum Error {
     /// With `--end-at-inventory`: CRIU hung up before all of the image was in the stream. What
     /// was still in the pipes is the memory of a process that may run again.
     DidNotWait,
+    /// The command behind `--` has not done its part.
+    Command(ChildError),
     /// The system refuses something basic.
     System(io::Error),
+}
+
+impl Error {
+    /// Whether the dump is known to have failed only by what CRIU left undone: then the command
+    /// that has started CRIU says more.
+    pub(crate) fn is_effect_of_criu_s_end(&self) -> bool {
+        matches!(
+            self,
+            Error::Protocol(ProtocolError::Truncated)
+                | Error::DumpFailed
+                | Error::InventoryCut
+                | Error::DidNotWait
+        )
+    }
+
+    pub(crate) fn into_failure(self) -> Failure<Error> {
+        match &self {
+            Error::Command(error) => {
+                let status = error.exit_status();
+                Failure::Command(self, status)
+            }
+            _ => Failure::Failed(self),
+        }
+    }
 }
 
 impl fmt::Display for Error {
@@ -61,6 +87,7 @@ impl fmt::Display for Error {
                 "CRIU: hung up before the stream had ended: it was killed, or no action script \
                  held it at post-dump",
             ),
+            Error::Command(error) => error.fmt(f),
             Error::System(error) => f.write_str(&reason(error)),
         }
     }
@@ -75,5 +102,11 @@ impl From<OutputError> for Error {
 impl From<ProtocolError> for Error {
     fn from(error: ProtocolError) -> Error {
         Error::Protocol(error)
+    }
+}
+
+impl From<ChildError> for Error {
+    fn from(error: ChildError) -> Error {
+        Error::Command(error)
     }
 }

@@ -7,7 +7,7 @@ mod inflow;
 mod inventory;
 
 use clap::Parser;
-use cli::{CommonArgs, ExternalFile};
+use cli::{CommandArgs, CommonArgs, ExternalFile};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use wire_format::ImageId;
@@ -20,17 +20,23 @@ const NAME: &str = "criu-sock-capture";
     name = NAME,
     version,
     about,
-    override_usage = "criu-sock-capture -D DIR [OPTION]... > IMAGE",
+    override_usage = "criu-sock-capture [-D DIR] [OPTION]... [-- COMMAND...] > IMAGE",
     next_help_heading = "Image",
-    after_help = "Example:\n  criu-sock-capture -D d | zstd > image.zst &\n  \
-                  criu dump --stream -D d -t PID        # after the line socket-init\n\n\
+    after_help = "Example:\n  criu-sock-capture -D d -- criu dump --stream -D d -t PID | zstd > image.zst\n\n\
                   Manual: criu-sock-capture(1), criu-stream-utils(7)"
 )]
 struct Args {
-    /// Listen for `criu dump --stream -D DIR`
+    /// Listen for `criu dump --stream -D DIR` [.]
     ///
     /// The socket is DIR/streamer-capture.sock. DIR must exist.
-    #[arg(short = 'D', long, value_name = "DIR", verbatim_doc_comment)]
+    #[arg(
+        short = 'D',
+        long,
+        value_name = "DIR",
+        default_value = ".",
+        hide_default_value = true,
+        verbatim_doc_comment
+    )]
     images_dir: PathBuf,
 
     /// Add a file NAME, read from descriptor FD
@@ -58,6 +64,9 @@ struct Args {
     /// It has 32 hexadecimal digits. No other image may have it.
     #[arg(long, value_name = "ID", verbatim_doc_comment)]
     image_id: Option<ImageId>,
+
+    #[command(flatten)]
+    command: CommandArgs,
 
     #[command(flatten)]
     common: CommonArgs,

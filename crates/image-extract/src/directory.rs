@@ -67,12 +67,18 @@ impl Directory {
         Ok(file)
     }
 
-    /// Closes a file that is complete, here or on a descriptor.
+    /// Closes a file of the directory that is complete.
     pub(crate) fn close(&self, file: Endpoint) -> io::Result<()> {
-        if self.sync && file.kind() == Kind::File {
-            fsync(&file)?;
-        }
+        self.sync(&file)?;
         file.close()
+    }
+
+    /// Has a complete file on the disk, here or on a descriptor, if that is asked for.
+    pub(crate) fn sync(&self, file: &Endpoint) -> io::Result<()> {
+        if self.sync && file.kind() == Kind::File {
+            fsync(file)?;
+        }
+        Ok(())
     }
 
     /// Puts the files in their places. The image must be complete.

@@ -1,6 +1,6 @@
 //! Everything that can end an extraction early, in the words that the user reads.
 
-use cli::{InputError, Place, reason};
+use cli::{ClosingError, InputError, Place, reason};
 use std::fmt;
 use std::io;
 use std::path::PathBuf;
@@ -55,6 +55,12 @@ impl fmt::Display for Error {
             Error::Stdout(error) => write!(f, "stdout: {}", reason(error)),
             Error::System(error) => f.write_str(&reason(error)),
         }
+    }
+}
+
+impl From<ClosingError> for Error {
+    fn from(ClosingError(place, error): ClosingError) -> Error {
+        Error::External(place, error)
     }
 }
 

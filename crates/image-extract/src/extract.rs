@@ -4,7 +4,7 @@ use crate::directory::Directory;
 use crate::error::Error;
 use crate::walk::{Visitor, walk};
 use crate::{Args, NAME};
-use cli::{Counters, Descriptors, Failure, Place, Program, Progress, StreamInput};
+use cli::{Closing, Counters, Descriptors, Failure, Place, Program, Progress, StreamInput};
 use pipe_io::Endpoint;
 use pipe_io::inherit::{Direction, raise_descriptor_limit};
 use std::collections::{HashMap, HashSet};
@@ -73,6 +73,8 @@ struct External {
     places: HashMap<FileName, Place>,
     /// Those that are not complete.
     open: HashMap<FileName, Endpoint>,
+    /// Those that are.
+    closing: Closing,
 }
 
 impl Extraction {
@@ -82,6 +84,7 @@ impl Extraction {
         {
             return Err(Error::NoSuchFile(name));
         }
+        self.external.closing.finish()?;
         self.directory.publish()
     }
 }
@@ -104,7 +107,7 @@ impl External {
             places.insert(name.clone(), place);
             open.insert(name, endpoint);
         }
-        External { places, open }
+        External { places, open, closing: Closing::default() }
     }
 }
 
@@ -145,10 +148,15 @@ impl Visitor for Extraction {
     }
 
     fn end(&mut self, name: &FileName) -> Result<(), Error> {
-        let file = match (self.external.open.remove(name), self.open.remove(name)) {
-            (Some(file), _) | (None, Some(Some(file))) => Some(file),
-            (None, Some(None)) => Some(create(&mut self.directory, name)?),
-            (None, None) => None,
+        if let (Some(file), Some(place)) =
+            (self.external.open.remove(name), self.external.places.get(name))
+        {
+            self.directory.sync(&file).map_err(|error| self.failed(name, error))?;
+            return Ok(self.external.closing.add(place.clone(), file)?);
+        }
+        let file = match self.open.remove(name) {
+            Some(None) => Some(create(&mut self.directory, name)?),
+            file => file.flatten(),
         };
         match file.map(|file| self.directory.close(file)) {
             Some(Err(error)) => Err(self.failed(name, error)),

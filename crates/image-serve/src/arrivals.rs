@@ -61,6 +61,8 @@ pub(crate) struct Arrivals {
     newest: Option<Newest>,
     /// What CRIU may have now.
     due: VecDeque<Arrival>,
+    /// Whether the image is whole.
+    is_whole: bool,
     /// The files that CRIU has asked for and was told not to exist.
     pub(crate) denied: HashSet<FileName>,
 }
@@ -90,7 +92,7 @@ impl Arrivals {
         let sink = Sink { sender, bell: ring, rung: Arc::clone(&rung) };
         thread::Builder::new().name("load".into()).spawn(move || load.go_on(sink))?;
         let denied = HashSet::new();
-        Ok(Arrivals { receiver, bell, rung, newest, due: VecDeque::new(), denied })
+        Ok(Arrivals { receiver, bell, rung, newest, due: VecDeque::new(), is_whole: false, denied })
     }
 
     /// Call when it is readable, before [`Arrivals::next`] is asked for all that has come.
@@ -106,7 +108,7 @@ impl Arrivals {
 
     /// What CRIU may have next, or `None` if that has not come.
     pub(crate) fn next(&mut self) -> Result<Option<Arrival>, Error> {
-        while self.due.is_empty() {
+        while self.due.is_empty() && !self.is_whole {
             match self.receiver.try_recv() {
                 Ok(arrival) => self.take(arrival),
                 Err(TryRecvError::Empty) => return Ok(None),
@@ -135,6 +137,7 @@ impl Arrivals {
                 self.due.push_back(Arrival::Begins(name));
             }
             Arrival::Whole => {
+                self.is_whole = true;
                 self.due.push_back(Arrival::Whole);
                 self.release();
             }

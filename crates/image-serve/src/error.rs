@@ -2,7 +2,7 @@
 
 use crate::remap::RemapError;
 use crate::store::NoPipe;
-use cli::{InputError, Place, reason};
+use cli::{ChildError, ClosingError, Failure, InputError, Place, reason};
 use criu_protocol::{ListenError, ProtocolError};
 use std::fmt;
 use std::io;
@@ -45,6 +45,8 @@ pub(crate) enum Error {
     LeftEarly,
     /// CRIU has gone without having read the image.
     NotRestored,
+    /// The command behind `--` has not done its part.
+    Command(ChildError),
     /// The system refuses something basic.
     System(io::Error),
 }
@@ -52,6 +54,27 @@ pub(crate) enum Error {
 /// What restores all that a stream cannot.
 const FROM_DIRECTORY: &str =
     "(restore from a directory: criu-restore --directory, or image-extract and criu restore)";
+
+impl Error {
+    /// Whether the restore is known to have failed only by what CRIU left undone: then the command
+    /// that has started CRIU says more.
+    pub(crate) fn is_effect_of_criu_s_end(&self) -> bool {
+        matches!(
+            self,
+            Error::NotRestored | Error::LeftEarly | Error::Protocol(ProtocolError::Truncated)
+        )
+    }
+
+    pub(crate) fn into_failure(self) -> Failure<Error> {
+        match &self {
+            Error::Command(error) => {
+                let status = error.exit_status();
+                Failure::Command(self, status)
+            }
+            _ => Failure::Failed(self),
+        }
+    }
+}
 
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -86,8 +109,15 @@ impl fmt::Display for Error {
             Error::NotRestored => {
                 f.write_str("CRIU: hung up without asking for inventory.img: nothing was restored")
             }
+            Error::Command(error) => error.fmt(f),
             Error::System(error) => f.write_str(&reason(error)),
         }
+    }
+}
+
+impl From<ClosingError> for Error {
+    fn from(ClosingError(place, error): ClosingError) -> Error {
+        Error::External(place, error)
     }
 }
 
@@ -100,5 +130,11 @@ impl From<InputError> for Error {
 impl From<ProtocolError> for Error {
     fn from(error: ProtocolError) -> Error {
         Error::Protocol(error)
+    }
+}
+
+impl From<ChildError> for Error {
+    fn from(error: ChildError) -> Error {
+        Error::Command(error)
     }
 }

@@ -3,7 +3,7 @@
 use crate::arrivals::{Arrival, Newest, Sink};
 use crate::error::Error;
 use crate::store::{Incoming, Pipes, Store};
-use cli::{Counters, PayloadError, Place, StreamInput};
+use cli::{Closing, Counters, PayloadError, Place, StreamInput};
 use criu_protocol::is_memory;
 use pipe_io::{Endpoint, Kind};
 use std::collections::HashMap;
@@ -45,6 +45,7 @@ pub(crate) fn load(
     let mut load = Load {
         input,
         external,
+        closing: Closing::default(),
         pipes,
         keep,
         counters: Arc::clone(counters),
@@ -57,10 +58,11 @@ pub(crate) fn load(
     };
     while !load.next()? {
         if load.may_begin() {
+            load.finish_external()?;
             return Ok(Loaded::Begun(Box::new(load.begin_serving())));
         }
     }
-    load.expect_external()?;
+    load.finish_external()?;
     Ok(Loaded::Whole(load.store, Box::new(load.input)))
 }
 
@@ -68,6 +70,8 @@ pub(crate) fn load(
 pub(crate) struct Load {
     input: StreamInput,
     external: External,
+    /// The external files that are complete.
+    closing: Closing,
     pipes: Pipes,
     keep: Option<&'static str>,
     counters: Arc<Counters>,
@@ -127,14 +131,15 @@ impl Load {
 
     fn take_rest(&mut self) -> Result<(), Error> {
         while !self.next()? {}
-        self.expect_external()
+        self.finish_external()
     }
 
-    /// All external files that are wanted must have come.
-    fn expect_external(&self) -> Result<(), Error> {
+    /// Sees that all external files that are wanted have come, and waits until their readers have
+    /// them.
+    fn finish_external(&mut self) -> Result<(), Error> {
         match self.external.values().find(|(_, endpoint)| endpoint.is_some()) {
             Some((place, _)) => Err(Error::NoSuchFile(place.clone())),
-            None => Ok(()),
+            None => Ok(std::mem::take(&mut self.closing).finish()?),
         }
     }
 
@@ -235,12 +240,11 @@ impl Load {
             self.put(Arrival::Ends(name));
             return Ok(());
         }
-        match self.external.get_mut(name) {
-            Some((place, endpoint)) => match endpoint.take().map(Endpoint::close) {
-                Some(Err(error)) => Err(Error::External(place.clone(), error)),
-                _ => Ok(()),
-            },
-            None => Ok(()),
+        if let Some((place, endpoint)) = self.external.get_mut(name) {
+            if let Some(endpoint) = endpoint.take() {
+                self.closing.add(place.clone(), endpoint)?;
+            }
         }
+        Ok(())
     }
 }

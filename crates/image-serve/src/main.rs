@@ -10,7 +10,7 @@ mod serve;
 mod store;
 
 use clap::Parser;
-use cli::{CommonArgs, ExternalFile};
+use cli::{CommandArgs, CommonArgs, ExternalFile};
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -23,17 +23,23 @@ const NAME: &str = "image-serve";
     name = NAME,
     version,
     about,
-    override_usage = "image-serve -D DIR [OPTION]... < IMAGE",
+    override_usage = "image-serve [-D DIR] [OPTION]... [-- COMMAND...] < IMAGE",
     next_help_heading = "Image",
-    after_help = "Example:\n  zstd -dc image.zst | image-serve -D d &\n  \
-                  criu restore --stream -D d            # after the line socket-init\n\n\
+    after_help = "Example:\n  zstd -dc image.zst | image-serve -D d -- criu restore --stream -D d -d\n\n\
                   Manual: image-serve(1), criu-stream-utils(7)"
 )]
 struct Args {
-    /// Listen for `criu restore --stream -D DIR`
+    /// Listen for `criu restore --stream -D DIR` [.]
     ///
     /// The socket is DIR/streamer-serve.sock. DIR must exist.
-    #[arg(short = 'D', long, value_name = "DIR", verbatim_doc_comment)]
+    #[arg(
+        short = 'D',
+        long,
+        value_name = "DIR",
+        default_value = ".",
+        hide_default_value = true,
+        verbatim_doc_comment
+    )]
     images_dir: PathBuf,
 
     /// Write the file NAME to descriptor FD
@@ -85,6 +91,9 @@ struct Args {
         verbatim_doc_comment
     )]
     store: store::Choice,
+
+    #[command(flatten)]
+    command: CommandArgs,
 
     #[command(flatten)]
     common: CommonArgs,

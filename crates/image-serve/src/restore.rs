@@ -4,7 +4,7 @@ use crate::arrivals::{Arrival, Arrivals};
 use crate::error::Error;
 use crate::outflow::{Outflow, Poured};
 use crate::store::{Found, Handed, Piece, Pieces, Store};
-use cli::{Counters, Progress};
+use cli::{Child, Counters, Progress};
 use criu_protocol::{Connection, Event, INVENTORY, Listener, ProtocolError, is_memory};
 use pipe_io::Endpoint;
 use pipe_io::poll::{self, PollFd, PollFlags};
@@ -59,20 +59,22 @@ struct Ready {
     clients: Vec<bool>,
     /// One for each outflow.
     outflows: Vec<bool>,
+    /// Whether the command has news.
+    child: bool,
 }
 
 impl Ready {
     /// Whether there is nothing to do but to go on filling pipes.
     fn is_only_room(&self) -> bool {
-        !self.arrivals && !self.connection && !self.clients.contains(&true)
+        !self.arrivals && !self.connection && !self.child && !self.clients.contains(&true)
     }
 }
 
 impl Restore<'_> {
     /// Serves until the last connection has gone.
-    pub(crate) fn run(mut self) -> Result<(), Error> {
+    pub(crate) fn run(mut self, child: &mut Option<Child>) -> Result<(), Error> {
         while self.awaited > 0 || !self.clients.is_empty() || !self.outflows.is_empty() {
-            let ready = self.wait()?;
+            let ready = self.wait(child.as_ref())?;
             if ready.is_only_room() {
                 self.rest(&ready.outflows);
             }
@@ -83,7 +85,10 @@ impl Restore<'_> {
             }
             self.hear(&ready.clients);
             if ready.connection {
-                self.accept()?;
+                self.accept(child.as_ref())?;
+            }
+            if let Some(child) = child.as_mut().filter(|_| ready.child) {
+                self.attend(child)?;
             }
         }
         match self.failed {
@@ -94,7 +99,23 @@ impl Restore<'_> {
         }
     }
 
-    fn wait(&self) -> Result<Ready, Error> {
+    /// Takes note of the command's end, behind which no CRIU connects any more.
+    fn attend(&mut self, child: &mut Child) -> Result<(), Error> {
+        let mut attended = child.attend().map_err(Error::Command);
+        if attended.is_ok() && child.has_ended() && self.awaited > 0 {
+            self.accept(Some(child))?;
+            if self.awaited > 0 {
+                attended = Err(Error::Command(child.unconnected()));
+            }
+        }
+        // What went wrong here may be why CRIU has failed.
+        attended.map_err(|error| match self.failed.take() {
+            Some(failed) if !failed.is_effect_of_criu_s_end() => failed,
+            _ => error,
+        })
+    }
+
+    fn wait(&self, child: Option<&Child>) -> Result<Ready, Error> {
         let mut fds = Vec::new();
         let outflows = self.outflows.iter().map(|it| {
             let has_something = it.wants_room() && !self.is_held(it);
@@ -110,14 +131,17 @@ impl Restore<'_> {
         if let Some(arrivals) = &self.arrivals {
             fds.push(PollFd::new(arrivals.as_fd(), PollFlags::POLLIN));
         }
+        let others = child.iter().flat_map(|child| child.fds());
+        fds.extend(others.map(|fd| PollFd::new(fd, PollFlags::POLLIN)));
         poll::wait(&mut fds).map_err(Error::System)?;
 
         let mut ready = fds.iter().map(|fd| fd.revents().is_some_and(|events| !events.is_empty()));
         Ok(Ready {
             outflows: ready.by_ref().take(self.outflows.len()).collect(),
             clients: ready.by_ref().take(self.clients.len()).collect(),
-            connection: self.awaited > 0 && ready.next().unwrap_or(false),
-            arrivals: ready.next().unwrap_or(false),
+            connection: ready.by_ref().take(usize::from(self.awaited > 0)).any(|ready| ready),
+            arrivals: ready.by_ref().take(self.arrivals.iter().len()).any(|ready| ready),
+            child: ready.any(|ready| ready),
         })
     }
 
@@ -130,10 +154,11 @@ impl Restore<'_> {
         }
     }
 
-    fn accept(&mut self) -> Result<(), Error> {
+    fn accept(&mut self, child: Option<&Child>) -> Result<(), Error> {
         self.spare_a_descriptor()?;
         let connection = self.listener.accept().map_err(ProtocolError::Io)?;
         let Some(connection) = connection else { return Ok(()) };
+        child.iter().for_each(|child| child.connected());
         self.clients.push(Client {
             number: self.awaited,
             connection,

@@ -8,7 +8,8 @@ use crate::restore::Restore;
 use crate::store::Pipes;
 use crate::{Args, NAME};
 use cli::{
-    Cleanup, Counters, Descriptors, Failure, Place, Program, Progress, StreamInput, UsageError,
+    Child, Cleanup, Counters, Descriptors, Failure, Place, Program, Progress, StreamInput,
+    UsageError,
 };
 use criu_protocol::{Direction, Listener};
 use pipe_io::inherit;
@@ -24,9 +25,13 @@ pub(crate) fn run(args: Args) -> Result<(), Failure<Error>> {
 
     let program = Program::new(NAME, args.common.verbose);
     let counters = Arc::new(Counters::new(1));
-    let serve = || {
+    let mut child = None;
+    let outcome = (|| {
         program.attend_signals(&counters).map_err(Error::System)?;
-        program.confine();
+        // What is started later may gain privileges: sudo.
+        if args.command.command.is_empty() {
+            program.confine();
+        }
         // Early, so that a directory that cannot be used shows before the image is read.
         let (listener, _socket) = Cleanup::of(|| {
             let listener = Listener::bind(&args.images_dir, Direction::Serve)?;
@@ -58,11 +63,13 @@ pub(crate) fn run(args: Args) -> Result<(), Failure<Error>> {
             program.note(store.census());
             progress.finished(&counters);
         }
+        progress.socket_init();
+        child = Child::start(NAME, &args.command.command)?;
+        program.confine();
         let arrivals = match rest {
             Some((load, newest)) => Some(Arrivals::of(load, newest).map_err(Error::System)?),
             None => None,
         };
-        progress.socket_init();
         let restore = Restore {
             store,
             image: input.as_ref().map(|input| input.endpoint()),
@@ -79,9 +86,10 @@ pub(crate) fn run(args: Args) -> Result<(), Failure<Error>> {
             begun: false,
             failed: None,
         };
-        restore.run()
-    };
-    serve().map_err(Failure::Failed)
+        restore.run(&mut child)
+    })();
+    // The socket, the image and all that CRIU reads from are closed.
+    Child::conclude(child, outcome, Error::is_effect_of_criu_s_end).map_err(Error::into_failure)
 }
 
 /// A port cannot move to two others. Two may move to one, if they are of different addresses.

@@ -4,11 +4,11 @@ use crate::inherit::{self, Direction, Refusal};
 use crate::{pipe, poll};
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
-use nix::sys::socket::{Shutdown, SockType, getsockopt, shutdown, sockopt};
+use nix::sys::socket::{SockType, getsockopt, sockopt};
 use nix::sys::stat::{SFlag, fstat};
 use nix::unistd::{Whence, lseek};
 use std::io::{self, ErrorKind, IsTerminal, Read, Write};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 
 /// The kinds of descriptor that carry a stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -101,14 +101,8 @@ impl Endpoint {
         }
     }
 
-    /// Ends what was written: closes the descriptor, and says what the kernel has kept for the
-    /// last moment: on some file systems that is when a full disk shows. A socket is shut down for
-    /// writing first: others may hold it open, and its reader waits for the end.
-    pub fn close(self) -> io::Result<()> {
-        if self.kind == Kind::Socket {
-            // A peer that has gone with all it wanted is no error here.
-            let _ = shutdown(self.fd.as_raw_fd(), Shutdown::Write);
-        }
+    /// Closes the descriptor at once, whatever was taken of what was written.
+    pub(crate) fn close_now(self) -> io::Result<()> {
         nix::unistd::close(self.fd).map_err(io::Error::from)
     }
 }

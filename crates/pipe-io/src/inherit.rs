@@ -63,6 +63,8 @@ static CLOSED_AT_START: AtomicU8 = AtomicU8::new(0);
 /// The signals that the program was started with ignored, and with blocked: signal N is bit N - 1.
 static IGNORED_AT_START: AtomicU64 = AtomicU64::new(0);
 static BLOCKED_AT_START: AtomicU64 = AtomicU64::new(0);
+/// The soft limit of descriptors that the program was started with; 0 if it is not known.
+static DESCRIPTORS_AT_START: AtomicU64 = AtomicU64::new(0);
 
 /// The numbers of all signals, real-time ones too.
 const SIGNALS: std::ops::RangeInclusive<libc::c_int> = 1..=64;
@@ -82,6 +84,9 @@ extern "C" fn note_start() {
         if unsafe { libc::fcntl(number, libc::F_GETFD) } == -1 {
             CLOSED_AT_START.fetch_or(1 << number, Ordering::Relaxed);
         }
+    }
+    if let Ok((soft, _)) = getrlimit(Resource::RLIMIT_NOFILE) {
+        DESCRIPTORS_AT_START.store(soft, Ordering::Relaxed);
     }
     let mut blocked = std::mem::MaybeUninit::<libc::sigset_t>::zeroed();
     // SAFETY: a null new mask makes this a question; the answer goes into `blocked`.
@@ -107,9 +112,9 @@ fn handler(signal: libc::c_int) -> Option<libc::sighandler_t> {
     (asked == 0).then_some(action.sa_sigaction)
 }
 
-/// Gives the calling process the signal dispositions and the signal mask that the program was
-/// started with, and closes those of the descriptors 0, 1 and 2 that it was started without,
-/// except `given`. For a child, between fork and exec: it allocates nothing.
+/// Gives the calling process the signal dispositions, the signal mask and the limit of descriptors
+/// that the program was started with, and closes those of the descriptors 0, 1 and 2 that it was
+/// started without, except `given`. For a child, between fork and exec: it allocates nothing.
 pub(crate) fn become_as_at_start(given: &[RawFd]) {
     let (ignored, blocked) =
         (IGNORED_AT_START.load(Ordering::Relaxed), BLOCKED_AT_START.load(Ordering::Relaxed));
@@ -131,6 +136,10 @@ pub(crate) fn become_as_at_start(given: &[RawFd]) {
     }
     // SAFETY: takes a valid set, and gives no memory.
     unsafe { libc::sigprocmask(libc::SIG_SETMASK, mask.as_ptr(), std::ptr::null_mut()) };
+    let descriptors = DESCRIPTORS_AT_START.load(Ordering::Relaxed);
+    if let (Ok((_, hard)), 1..) = (getrlimit(Resource::RLIMIT_NOFILE), descriptors) {
+        let _ = setrlimit(Resource::RLIMIT_NOFILE, descriptors, hard);
+    }
     for number in (0..3).filter(|number| was_closed_at_start(*number) && !given.contains(number)) {
         // SAFETY: the process is about to execute another program; what Rust's start-up code has
         // opened under this number is used by nobody.
@@ -161,7 +170,8 @@ fn check_open(number: RawFd, direction: Direction) -> Result<(), Refusal> {
 }
 
 /// Raises the number of descriptors that the program may have to what it is allowed to have, and
-/// returns that.
+/// returns that. Programs that it starts have what it was started with: those that use `select`
+/// have no use for more than they know.
 pub fn raise_descriptor_limit() -> u64 {
     let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) else { return 0 };
     match setrlimit(Resource::RLIMIT_NOFILE, hard, hard) {

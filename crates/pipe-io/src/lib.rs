@@ -30,6 +30,7 @@ mod region;
 mod relay;
 pub mod socket;
 pub mod splice;
+mod taken;
 
 pub use endpoint::{Endpoint, FileId, Kind, Patient};
 pub use intake::Intake;
@@ -38,3 +39,4 @@ pub use random::random;
 pub use reason::reason;
 pub use region::Region;
 pub use relay::relay;
+pub use taken::Pace;

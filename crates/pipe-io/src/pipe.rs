@@ -1,8 +1,7 @@
 //! Pipes: making them, their capacity, what is queued in them.
 
 use nix::errno::Errno;
-use nix::fcntl::{FcntlArg, OFlag, fcntl, open};
-use nix::sys::stat::Mode;
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -111,14 +110,6 @@ pub fn rest(capacity: usize) -> Duration {
     Duration::from_nanos(capacity as u64 / 10)
 }
 
-/// A new read end of a pipe, by its write end: to see what is left in it when its readers have
-/// gone. As long as it is open, writing does not find the pipe broken.
-pub fn reopen_to_read(write: impl AsFd) -> io::Result<OwnedFd> {
-    let path = format!("/proc/self/fd/{}", write.as_fd().as_raw_fd());
-    let flags = OFlag::O_RDONLY | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
-    Ok(open(path.as_str(), flags, Mode::empty())?)
-}
-
 /// How many bytes can be read from a pipe or a socket at once. Says nothing about page slots.
 ///
 /// It takes the pipe's mutex: a writer in the middle of a large write makes it wait.
@@ -143,15 +134,6 @@ mod tests {
         assert!(grown >= max_size().min(1 << 20), "{grown}");
         assert_eq!(capacity(&pipe.read).unwrap(), grown);
         assert_eq!(grow(&pipe.read, PAGE).unwrap(), grown);
-    }
-
-    #[test]
-    fn what_is_left_in_a_pipe_can_be_seen_after_its_reader() {
-        let Pipe { read, write } = Pipe::new().unwrap();
-        std::fs::File::from(write.try_clone().unwrap()).write_all(b"12345").unwrap();
-        let again = reopen_to_read(&write).unwrap();
-        drop((read, write));
-        assert_eq!(queued(&again).unwrap(), 5);
     }
 
     #[test]

@@ -2,9 +2,10 @@
 
 use nix::errno::Errno;
 use nix::poll::PollTimeout;
+use nix::sys::time::TimeSpec;
 use std::io;
 use std::os::fd::AsFd;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 pub use nix::poll::{PollFd, PollFlags};
 
@@ -19,8 +20,18 @@ pub fn wait(fds: &mut [PollFd<'_>]) -> io::Result<()> {
 
 /// Waits until one of the descriptors is ready, but no longer than that; `true` when one is.
 pub fn wait_for(fds: &mut [PollFd<'_>], limit: Duration) -> io::Result<bool> {
-    let timeout = PollTimeout::try_from(limit).unwrap_or(PollTimeout::MAX);
-    Ok(call(fds, timeout)? > 0)
+    /// Nobody sees it out.
+    const LONGEST: Duration = Duration::from_secs(1 << 30);
+
+    let until = Instant::now() + limit.min(LONGEST);
+    loop {
+        // Not by `poll`, which knows milliseconds.
+        let left = TimeSpec::from_duration(until.saturating_duration_since(Instant::now()));
+        match nix::poll::ppoll(fds, Some(left), None) {
+            Err(Errno::EINTR) => {}
+            result => return Ok(result? > 0),
+        }
+    }
 }
 
 /// Looks at the descriptors without waiting; `true` when one of them is ready.

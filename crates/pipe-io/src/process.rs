@@ -1,13 +1,17 @@
 //! Starting programs, and waiting for them.
 
 use crate::inherit;
+use crate::pipe::Pipe;
+use nix::errno::Errno;
 use nix::sys::signal::{SigHandler, SigSet, Signal, signal};
+use nix::sys::wait::{Id, WaitPidFlag, waitid};
 use nix::unistd::{Pid, setsid};
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Command, ExitStatus};
+use std::thread;
 
 /// A descriptor that [`crate::poll`] finds readable when the process has ended. It names this
 /// process for ever, as a number does not.
@@ -17,14 +21,38 @@ pub struct ExitWatch(OwnedFd);
 impl ExitWatch {
     /// Watches a child that was not waited for yet.
     pub fn new(pid: u32) -> io::Result<ExitWatch> {
-        // SAFETY: takes two numbers and gives a new descriptor, or -1.
-        let number = unsafe { libc::syscall(libc::SYS_pidfd_open, pid as libc::pid_t, 0) };
-        if number < 0 {
-            return Err(io::Error::last_os_error());
-        }
-        // SAFETY: the kernel has just made this descriptor for us, and nobody else knows of it.
-        Ok(ExitWatch(unsafe { OwnedFd::from_raw_fd(number as i32) }))
+        // Kernels before Linux 5.3 have no pidfd, and some sandboxes refuse it.
+        pidfd(pid).or_else(|_| exit_pipe(pid)).map(ExitWatch)
     }
+}
+
+fn pidfd(pid: u32) -> io::Result<OwnedFd> {
+    // SAFETY: takes two numbers and gives a new descriptor, or -1.
+    let number = unsafe { libc::syscall(libc::SYS_pidfd_open, pid as libc::pid_t, 0) };
+    if number < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the kernel has just made this descriptor for us, and nobody else knows of it.
+    Ok(unsafe { OwnedFd::from_raw_fd(number as i32) })
+}
+
+/// A pipe that a thread hangs up on when the child has ended. The child is left to be waited for.
+fn exit_pipe(pid: u32) -> io::Result<OwnedFd> {
+    /// It makes one system call after the other.
+    const STACK: usize = 128 << 10;
+
+    let Pipe { read, write } = Pipe::new()?;
+    let child = Pid::from_raw(pid as i32);
+    let flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT;
+    let wait = move || {
+        // Signals are for other threads.
+        let _ = SigSet::all().thread_block();
+        // When somebody else has waited for it, it has ended too.
+        while waitid(Id::Pid(child), flags) == Err(Errno::EINTR) {}
+        drop(write);
+    };
+    thread::Builder::new().name("exit".into()).stack_size(STACK).spawn(wait)?;
+    Ok(read)
 }
 
 impl AsFd for ExitWatch {
@@ -33,19 +61,13 @@ impl AsFd for ExitWatch {
     }
 }
 
-/// Lets all signals reach the program that will be started: it would inherit what we block, and
-/// outlive its SIGTERM.
-pub fn unblock_signals(command: &mut Command) {
-    let unblock = || SigSet::empty().thread_set_mask().map_err(io::Error::from);
-    // SAFETY: between fork and exec it makes one system call, with memory of its own stack.
-    unsafe { command.pre_exec(unblock) };
-}
-
 /// Starts the program as our own caller would have started it: with the signals that were ignored
-/// and blocked when we were started, and without those of the descriptors 0, 1 and 2 that we were
-/// started without. `given` are the ones of these that the command sets itself.
+/// and blocked when we were started, with as many descriptors allowed, and without those of the
+/// descriptors 0, 1 and 2 that we were started without. `given` are the ones of these that the
+/// command sets itself.
 ///
-/// The standard library would start it with no signal blocked, and SIGPIPE never ignored.
+/// The standard library would start it with those blocked that we block, which makes it outlive its
+/// SIGTERM, and with SIGPIPE never ignored.
 pub fn as_our_caller(command: &mut Command, given: &'static [RawFd]) {
     let become_so = || {
         inherit::become_as_at_start(given);
@@ -137,18 +159,6 @@ mod tests {
     use std::process::Stdio;
 
     #[test]
-    fn a_program_does_not_inherit_what_we_block() {
-        let mut blocked = SigSet::empty();
-        blocked.add(Signal::SIGTERM);
-        blocked.thread_block().unwrap();
-        let mut grep = Command::new("grep");
-        grep.args(["-q", "^SigBlk:.0*$", "/proc/self/status"]);
-        assert!(!grep.status().unwrap().success());
-        unblock_signals(&mut grep);
-        assert!(grep.status().unwrap().success());
-    }
-
-    #[test]
     fn a_program_is_started_as_our_caller_would() {
         let mut command = Command::new("grep");
         as_our_caller(&mut command, &[]);
@@ -160,12 +170,25 @@ mod tests {
     }
 
     #[test]
+    fn a_program_may_have_no_more_descriptors_than_our_caller_allows() {
+        let limit = |command: &mut Command| command.output().unwrap().stdout;
+        let mut command = Command::new("sh");
+        command.args(["-c", "ulimit -S -n"]);
+        let before = limit(&mut command);
+        inherit::raise_descriptor_limit();
+        as_our_caller(&mut command, &[]);
+        assert_eq!(limit(&mut command), before);
+    }
+
+    #[test]
     fn a_process_that_ends_is_seen() {
-        let mut child = Command::new("cat").stdin(Stdio::piped()).spawn().unwrap();
-        let watch = ExitWatch::new(child.id()).unwrap();
-        assert!(!poll::is_readable(&watch).unwrap());
-        drop(child.stdin.take());
-        poll::wait_readable(&watch).unwrap();
-        assert!(child.wait().unwrap().success());
+        for watch in [ExitWatch::new, |pid| exit_pipe(pid).map(ExitWatch)] {
+            let mut child = Command::new("cat").stdin(Stdio::piped()).spawn().unwrap();
+            let watch = watch(child.id()).unwrap();
+            assert!(!poll::is_readable(&watch).unwrap());
+            drop(child.stdin.take());
+            poll::wait_readable(&watch).unwrap();
+            assert!(child.wait().unwrap().success());
+        }
     }
 }

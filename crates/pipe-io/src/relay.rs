@@ -19,10 +19,10 @@ const STACK: usize = 128 << 10;
 /// (tried on Linux 6.18, with 4 KiB to 1 MiB at a time: it blocks for ever once SO_SNDBUF is
 /// full, and a large piece is stuck half-way). Only O_NONBLOCK changes that, which belongs to the
 /// open file and so to others too; and no flag keeps a file on a slow disk from waiting. The
-/// price is two more splices of the same pages (DESIGN.md section 6).
+/// price is two more splices of the same pages; a socket gets a copy (see [`Mover`]).
 ///
-/// When the pipe is closed and `to` has all of it, `done` is told, and `to` is closed. When `to`
-/// fails, `done` is told first, and then the pipe breaks.
+/// When the pipe is closed and `to` has all of it and is closed, `done` is told. When `to` fails,
+/// `done` is told first, and then the pipe breaks.
 pub fn relay(
     to: Endpoint,
     done: impl FnOnce(io::Result<()>) + Send + 'static,

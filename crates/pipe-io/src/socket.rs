@@ -1,4 +1,4 @@
-//! UNIX sockets: receiving the descriptors that a peer passes.
+//! Sockets: what is still on its way, and the descriptors that a peer passes.
 
 use nix::cmsg_space;
 use nix::errno::Errno;
@@ -40,6 +40,18 @@ pub fn receive_now(socket: impl AsFd, buffer: &mut [u8]) -> io::Result<Received>
         }
         return Ok(Received { length: message.bytes, fds });
     }
+}
+
+/// How many bytes of what was sent the peer has not taken yet: of a UNIX socket what is queued, as
+/// the memory that it takes, and of a TCP connection what its system has not acknowledged.
+pub fn unsent(socket: impl AsFd) -> io::Result<usize> {
+    nix::ioctl_read_bad!(outq, libc::TIOCOUTQ, libc::c_int);
+
+    let mut bytes: libc::c_int = 0;
+    // SAFETY: SIOCOUTQ, which has the number of TIOCOUTQ, writes one int, to a valid place, and
+    // keeps nothing.
+    unsafe { outq(socket.as_fd().as_raw_fd(), &mut bytes) }?;
+    Ok(usize::try_from(bytes).unwrap_or(0))
 }
 
 fn own(number: RawFd) -> OwnedFd {

@@ -19,8 +19,8 @@ const NAME: &str = "shard-merge";
     override_usage = "shard-merge [OPTION]... [INPUT]... > IMAGE\n       \
                       shard-merge [-n N] --filter COMMAND > IMAGE",
     next_help_heading = "Shards",
-    after_help = "Example:\n  shard-merge a.img b.img | image-serve -D d\n  \
-                  shard-merge -n 4 --filter 'zstd -d < $SHARD.zst' | image-serve -D d\n\n\
+    after_help = "Example:\n  shard-merge -n 4 --filter 'zstd -dc $SHARD.zst' |\n    \
+                  image-serve -- criu restore --stream --restore-detached\n\n\
                   Manual: shard-merge(1), criu-stream-utils(7)"
 )]
 struct Args {

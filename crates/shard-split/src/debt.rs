@@ -15,7 +15,7 @@ impl Debt {
         self.0.is_empty()
     }
 
-    /// How many bytes are still to be written.
+    /// How many bytes are to be written.
     pub(crate) fn bytes(&self) -> usize {
         self.0.len()
     }

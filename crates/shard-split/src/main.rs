@@ -6,6 +6,7 @@ mod ledger;
 mod metadata;
 mod outputs;
 mod room;
+mod settle;
 mod shard;
 mod sort;
 mod split;
@@ -27,8 +28,8 @@ const NAME: &str = "shard-split";
     override_usage = "shard-split [OPTION]... [OUTPUT]... < IMAGE\n       \
                       shard-split [-m] [-n N] --filter COMMAND < IMAGE",
     next_help_heading = "Shards",
-    after_help = "Example:\n  criu-sock-capture -D d | shard-split a.img b.img\n  \
-                  criu-sock-capture -D d | shard-split -n 4 --filter 'zstd > $SHARD.zst'\n\n\
+    after_help = "Example:\n  criu-sock-capture -- criu dump --stream -t PID |\n    \
+                  shard-split -n 4 --filter 'zstd -q > $SHARD.zst'\n\n\
                   Manual: shard-split(1), criu-stream-utils(7)"
 )]
 struct Args {
@@ -73,6 +74,11 @@ struct Args {
         verbatim_doc_comment
     )]
     filter: Option<String>,
+
+    /// Flush the files to disk before they get their names
+    // Another one cannot be flushed, or is not ours to flush.
+    #[arg(long, requires = "outputs", conflicts_with = "filter")]
+    sync: bool,
 
     #[command(flatten)]
     common: CommonArgs,

@@ -5,6 +5,7 @@ use crate::shard::Shard;
 use cli::{Commands, Counters, OutputFile, Place, ShardEnd};
 use pipe_io::{Endpoint, Kind};
 use std::io::{self, ErrorKind};
+use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::Instant;
@@ -84,27 +85,68 @@ impl Outputs {
         command.map(Error::Command).or(relayed).unwrap_or(error)
     }
 
+    /// Whether a shard is written by way of a relay, which sees to it that all is taken.
+    pub(crate) fn is_relayed(&self, index: usize) -> bool {
+        self.relayed.get(index) == Some(&true)
+    }
+
     /// Closes a shard that has all that it gets.
-    pub(crate) fn close(&mut self, shard: Shard) -> Result<(), Error> {
-        let (index, place) = (shard.index(), shard.place);
-        if let Some(commands) = &mut self.commands {
-            commands.closing(index, &shard.endpoint);
-        } else if self.relayed.get(index) == Some(&false) {
-            self.counters.end(index);
+    pub(crate) fn close(&mut self, shard: Shard) {
+        if self.commands.is_none() && !self.is_relayed(shard.index()) {
+            self.counters.end(shard.index());
         }
-        shard.endpoint.close().map_err(|error| Error::Shard(place, error))
+    }
+
+    /// The error of a shard whose reader goes without the last bytes.
+    pub(crate) fn refuse_unread(&mut self, shard: &Shard, bytes: usize) -> Error {
+        let commands = self.commands.as_mut();
+        match commands.and_then(|commands| commands.left_unread(shard.index(), bytes)) {
+            Some(error) => Error::Command(error),
+            None => shard.failed(ErrorKind::BrokenPipe.into()),
+        }
+    }
+
+    /// What to poll for reading beside the shards: one of them is ready when a command has ended.
+    pub(crate) fn exits(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        self.commands.iter().flat_map(Commands::exits)
+    }
+
+    /// The shards whose commands have ended since this was asked last.
+    pub(crate) fn ended(&mut self) -> Result<Vec<usize>, Error> {
+        let mut ended = Vec::new();
+        if let Some(commands) = &mut self.commands {
+            let counters = &self.counters;
+            commands.look(|index| {
+                counters.end(index);
+                ended.push(index);
+            })?;
+        }
+        Ok(ended)
     }
 
     /// Waits until all shards, which were closed, are complete, and only then gives the files
-    /// their names.
-    pub(crate) fn complete(mut self) -> Result<(), Error> {
+    /// their names. With `sync` they are all on the disk before the first of them has its name,
+    /// and the names are when this returns.
+    pub(crate) fn complete(mut self, sync: bool) -> Result<(), Error> {
         let start = Instant::now();
         self.await_relays(start)?;
         if let Some(mut commands) = self.commands.take() {
             commands.wait(|index| end(&self.counters, index, start))?;
         }
+        let failed = |place: Place| move |error| Error::Shard(place, error);
+        if sync {
+            for (place, file) in &self.files {
+                file.sync().map_err(failed(place.clone()))?;
+            }
+        }
+        let mut published = Vec::new();
         for (place, file) in self.files {
-            file.publish().map_err(|error| Error::Shard(place, error))?;
+            published.push((place.clone(), file.publish().map_err(failed(place))?));
+        }
+        if sync {
+            for (place, file) in published {
+                file.sync().map_err(failed(place))?;
+            }
         }
         Ok(())
     }

@@ -77,6 +77,11 @@ impl Shard {
         Ok(self.free_at_least)
     }
 
+    /// How many bytes its reader has not taken yet, of those that were written.
+    pub(crate) fn untaken(&self) -> Result<usize, Error> {
+        self.endpoint.untaken().map_err(|error| self.failed(error))
+    }
+
     /// How many page slots are free at least, without looking.
     pub(crate) fn free_at_least(&self) -> u64 {
         self.free_at_least
@@ -130,7 +135,7 @@ impl Shard {
         !self.debt.is_paid()
     }
 
-    /// How many bytes are still to be written to it.
+    /// How many bytes are still to be written.
     pub(crate) fn debt(&self) -> usize {
         self.debt.bytes()
     }

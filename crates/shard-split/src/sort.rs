@@ -47,12 +47,8 @@ impl Split {
                 Ok(())
             }
             (Body::FileEof, Some(name)) => self.sort_end(&name),
-            (Body::ImageEof, _) => {
-                self.push(Body::ImageEof);
-                Ok(())
-            }
-            // The input's grammar has refused these.
-            (Body::FileData(_) | Body::FileEof, None) => Ok(()),
+            // The end is not taken here, and the input's grammar has refused the others.
+            (Body::ImageEof, _) | (Body::FileData(_) | Body::FileEof, None) => Ok(()),
         }
     }
 

@@ -3,6 +3,7 @@
 use crate::error::Error;
 use crate::outputs::Outputs;
 use crate::room::{self, Room};
+use crate::settle::settle;
 use crate::shard::Shard;
 use crate::sort::Sorter;
 use crate::{Args, NAME};
@@ -22,7 +23,7 @@ use wire_format::{Body, ImageId, Marker, Shard as ShardPlace, SplitId};
 
 /// Does what the command line asks for.
 pub(crate) fn run(args: Args) -> Result<(), Failure<Error>> {
-    let Args { metadata_first, shard_fds, outputs, shards, filter, common } = args;
+    let Args { metadata_first, shard_fds, outputs, shards, filter, sync, common } = args;
     let plan = ShardPlan::new(&shard_fds, outputs, shards, filter, 1);
     if metadata_first && plan.count() < 2 {
         return Err(UsageError::Options("--metadata-first: needs two shards or more").into());
@@ -61,7 +62,7 @@ pub(crate) fn run(args: Args) -> Result<(), Failure<Error>> {
             density: PAGE as u64,
         };
         split.run(image_id, split_id, first, &mut outputs)?;
-        outputs.complete()?;
+        outputs.complete(sync)?;
         progress.finished(&counters);
         Ok(())
     };
@@ -139,11 +140,13 @@ impl Split {
             let split_id = Some(split_id);
             shard.identify(image_id, ShardPlace { index, count, split_id, metadata });
         }
-        let written = self.write_image(first).and_then(|()| self.settle(outputs));
+        let written =
+            self.write_image(first).and_then(|last| settle(&mut self.shards, last, outputs));
         written.map_err(|error| outputs.explain(error))
     }
 
-    fn write_image(&mut self, first: Marker) -> Result<(), Error> {
+    /// Writes all of the image but its end, which is returned.
+    fn write_image(&mut self, first: Marker) -> Result<Marker, Error> {
         if self.sorts() {
             self.begin_shards(&first.body)?;
         }
@@ -157,8 +160,8 @@ impl Split {
             self.await_input()?;
             marker = self.input.next_marker()?;
         }
-        self.take(marker)?;
-        self.let_go()
+        self.let_go()?;
+        Ok(self.number(Body::ImageEof))
     }
 
     /// Whether the first shard is the metadata shard.
@@ -426,25 +429,5 @@ impl Split {
         let (window, _) = buffer.split_at_mut(length);
         let read = self.input.read_some(window)?;
         Ok(window.get(..read).unwrap_or_default())
-    }
-
-    /// Closes the shards, each as soon as it has all that was promised to it: whoever merges them
-    /// may have to see the end of one before it reads more of another.
-    fn settle(&mut self, outputs: &mut Outputs) -> Result<(), Error> {
-        loop {
-            self.pay_debts()?;
-            let now = Instant::now();
-            let (owed, paid): (Vec<_>, Vec<_>) = self.shards.drain(..).partition(Shard::is_in_debt);
-            self.shards = owed;
-            self.shards.iter_mut().for_each(|shard| shard.note_room(false, now));
-            for mut shard in paid {
-                shard.note_room(true, now);
-                outputs.close(shard)?;
-            }
-            if self.shards.is_empty() {
-                return Ok(());
-            }
-            self.wait_for_shards(PollFlags::empty())?;
-        }
     }
 }

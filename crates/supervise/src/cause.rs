@@ -1,6 +1,7 @@
 //! Why a checkpoint or a restore has failed, in the words that the user reads.
 
 use crate::family::{HasEnded, Role};
+use crate::ids::Taken;
 use nix::sys::signal::Signal;
 use pipe_io::reason;
 use std::fmt;
@@ -25,8 +26,10 @@ pub enum Cause {
     ReadTooLittle(Role),
     /// CRIU has ended without having asked whether it may.
     DidNotAsk,
-    /// CRIU has left out what no stream can carry, and a directory can.
+    /// CRIU has not read this file, as it can read it from no stream.
     Lost(String),
+    /// A process id of the tree is not free.
+    Taken(Taken),
     /// The system refuses something basic.
     System(io::Error),
 }
@@ -45,7 +48,11 @@ impl fmt::Display for Cause {
             Cause::Ended(role, status) => write!(f, "{role} {}", HasEnded(*status)),
             Cause::ReadTooLittle(role) => write!(f, "{role} ended early"),
             Cause::DidNotAsk => f.write_str("criu ended without having run its action script"),
-            Cause::Lost(what) => f.write_str(what),
+            Cause::Lost(name) => write!(
+                f,
+                "CRIU closed {name} without reading it: --directory restores what no stream can"
+            ),
+            Cause::Taken(taken) => taken.fmt(f),
             Cause::System(error) => f.write_str(&reason(error)),
         }
     }

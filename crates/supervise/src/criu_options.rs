@@ -46,6 +46,8 @@ pub struct CriuOptions {
     pub work_dir: Option<PathBuf>,
     /// `-j`: the tree has the caller's terminal.
     pub shell_job: bool,
+    /// `-J`: the tree is restored in a namespace that is there already.
+    pub joins_namespace: bool,
     /// `-R`, `-s`.
     pub leaves_tree: bool,
     /// Words that are no options of CRIU's, nor values of such: perhaps operands.
@@ -279,6 +281,7 @@ impl CriuOptions {
     ) -> Result<(), OptionError> {
         match full {
             "shell-job" => self.shell_job = true,
+            "join-ns" => self.joins_namespace = true,
             "leave-running" | "leave-stopped" => self.leaves_tree = true,
             _ => {}
         }

@@ -35,6 +35,8 @@ pub enum Role {
     Connection(usize),
     /// CRIU.
     Criu,
+    /// The root of a tree that was restored as a child of this process.
+    Tree,
 }
 
 /// A program that was started.
@@ -60,6 +62,11 @@ impl Family {
         Ok(pid)
     }
 
+    /// Takes over a child that another program has made for this one.
+    pub fn adopt(&mut self, role: Role, pid: Pid) {
+        self.members.push(Member { role, pid, ended: None });
+    }
+
     /// Takes the statuses of all children that have ended, and returns those of programs that
     /// were started here.
     pub fn reap(&mut self) -> Vec<(Role, ExitStatus)> {
@@ -77,6 +84,11 @@ impl Family {
     /// How a program has ended; `None` if it was not started, or runs.
     pub fn status(&self, role: Role) -> Option<ExitStatus> {
         self.members.iter().find(|it| it.role == role)?.ended
+    }
+
+    /// Whether it was started.
+    pub fn started(&self, role: Role) -> bool {
+        self.members.iter().any(|it| it.role == role)
     }
 
     /// The process of a program that runs.
@@ -105,9 +117,13 @@ impl Family {
         self.running(Role::Criu).map(|criu| Processes::now().below(criu)).unwrap_or_default()
     }
 
-    /// The processes that are left in the sessions of programs that have ended.
-    pub fn left_in_sessions(&self) -> Vec<Pid> {
-        let mut left = Processes::now().below(getpid());
+    /// The processes that are left in the sessions of programs that have ended, but not the tree
+    /// with this root: it may have been given the number of one of those.
+    pub fn left_in_sessions(&self, root: Option<Pid>) -> Vec<Pid> {
+        let processes = Processes::now();
+        let spared = root.map(|root| processes.from(root)).unwrap_or_default();
+        let mut left = processes.below(getpid());
+        left.retain(|pid| !spared.contains(pid));
         left.retain(|pid| getsid(Some(*pid)).is_ok_and(|session| self.role(session).is_some()));
         left
     }
@@ -216,6 +232,7 @@ impl fmt::Display for Role {
             }
             Role::Connection(index) => write!(f, "connection {index}"),
             Role::Criu => f.write_str("criu"),
+            Role::Tree => f.write_str("the tree"),
         }
     }
 }

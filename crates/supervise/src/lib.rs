@@ -9,6 +9,8 @@ pub mod filters;
 pub mod front;
 pub mod gate;
 mod holder;
+pub mod ids;
+pub mod restore;
 pub mod scratch;
 pub mod shell;
 pub mod tell;

@@ -69,6 +69,11 @@ pub fn mentions_shard(command: &str) -> bool {
     command.contains("SHARD")
 }
 
+/// The CRIU to use: what the environment says in `CRIU`, or the one in `PATH`.
+pub fn criu_to_use() -> String {
+    env::var("CRIU").ok().filter(|name| !name.is_empty()).unwrap_or_else(|| "criu".into())
+}
+
 /// A program by its name or path, as a shell finds it.
 pub fn find_program(name: &str) -> Option<PathBuf> {
     let is_program = |path: &PathBuf| {

@@ -100,7 +100,7 @@ impl Held {
         }
         // What is left after a success is what the commands have started. It is ended where it is
         // in their sessions: what has a session of its own was meant to stay.
-        signal_all(&self.holder.family.left_in_sessions(), Signal::SIGKILL);
+        signal_all(&self.holder.family.left_in_sessions(None), Signal::SIGKILL);
         self.tell()
     }
 

@@ -1,0 +1,118 @@
+//! A restore: nothing comes to life of an image that is not whole.
+//!
+//! ```text
+//! COMMAND | image-serve                      or COMMANDs | shard-merge | image-serve
+//! criu restore --stream                      begins when image-serve says so, and asks the gate
+//! ```
+//!
+//! This process keeps the ends of the pipes that the COMMANDs write to until they have succeeded:
+//! an image whose COMMAND fails has no end, and `image-serve` does not serve one.
+
+mod held;
+mod report;
+
+use crate::criu_options::CriuOptions;
+use crate::filters;
+use crate::front::{self, LastWords, Outcome};
+use crate::ids;
+use crate::scratch::Scratch;
+use crate::shell::{self, Shell};
+use crate::tell::Voice;
+use std::fmt;
+use std::io;
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+/// What is to be done.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// Where CRIU is to leave its logs and statistics.
+    pub logs: Option<PathBuf>,
+    /// How many COMMANDs there are.
+    pub shards: NonZeroUsize,
+    /// What writes the image, or a shard of it, to its standard output. Without, the image is our
+    /// own standard input.
+    pub command: Option<String>,
+    /// Whether the image is unpacked, and restored from the directory.
+    pub by_directory: bool,
+    /// Whether to stay until the tree ends.
+    pub wait: bool,
+    /// How long it may take until the tree runs.
+    pub time_limit: Duration,
+    /// What CRIU is told besides.
+    pub criu_options: CriuOptions,
+    /// The CRIU to use: a name, or a path.
+    pub criu: String,
+    /// Whether the last line is to be given as JSON too, on standard output.
+    pub json: bool,
+}
+
+/// Why nothing was begun.
+#[derive(Debug)]
+pub enum Refusal {
+    /// A program that is needed is not there.
+    NoProgram(String),
+    /// CRIU cannot leave its logs there.
+    NoDirectory(PathBuf),
+    /// There is no place for a socket, or no second process.
+    System(io::Error),
+}
+
+/// Carries out a plan, and returns how this process is to end.
+///
+/// # Errors
+///
+/// When nothing was begun.
+pub fn run(plan: Plan, voice: Voice) -> Result<ExitCode, Refusal> {
+    let mut filters = vec![if plan.by_directory { "image-extract" } else { "image-serve" }];
+    if plan.shards.get() > 1 {
+        filters.push("shard-merge");
+    }
+    if let Some(name) = filters::missing(&filters) {
+        return Err(Refusal::NoProgram(name.into()));
+    }
+    let criu = shell::find_program(&plan.criu);
+    let criu = criu.ok_or_else(|| Refusal::NoProgram(plan.criu.clone()))?;
+    if let Some(directory) = plan.logs.iter().find(|it| !it.is_dir()) {
+        return Err(Refusal::NoDirectory(directory.clone()));
+    }
+    let shell = Shell::find();
+    if plan.command.is_some() && shell == Shell::Sh {
+        voice.say("there is no bash: sh runs the command, and only its last stage counts");
+    }
+    let scratch = Scratch::new().map_err(Refusal::System)?;
+    let undo = scratch.clone();
+    ids::stay_out_of_the_way();
+    let last_words = LastWords {
+        done: "restored",
+        failed: "nothing is restored, unless CRIU was about to let the tree run",
+    };
+    front::in_two_processes(voice, scratch, last_words, |reins, scratch| -> Outcome {
+        held::Held::new(plan, criu, shell, voice, reins, scratch).run()
+    })
+    .map_err(|error| {
+        undo.remove();
+        Refusal::System(error)
+    })
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Refusal::NoProgram(name) => write!(f, "{name}: not found"),
+            Refusal::NoDirectory(path) => write!(f, "{}: not a directory", path.display()),
+            Refusal::System(error) => f.write_str(&pipe_io::reason(error)),
+        }
+    }
+}
+
+impl std::error::Error for Refusal {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            Refusal::System(error) => Some(error),
+            _ => None,
+        }
+    }
+}

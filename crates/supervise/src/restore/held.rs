@@ -1,0 +1,465 @@
+//! The restore goes on: what has happened so far, and what follows from it.
+
+use super::Plan;
+use super::report::{End, Report};
+use crate::cause::Cause;
+use crate::events::Event;
+use crate::family::{HasEnded, Role, Stat, signal_all};
+use crate::filters::{Tap, bytes_in};
+use crate::front::{AFTER_KILL, CRIU_GRACE, GRACE, Outcome, Reins};
+use crate::gate::{Gate, Question, Stage};
+use crate::holder::{Holder, Weight};
+use crate::ids;
+use crate::scratch::Scratch;
+use crate::shell::{Part, Shell};
+use crate::tell::{Bytes, Rate, Seconds, Voice};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use std::fs::{self, DirBuilder};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::process::ExitStatusExt;
+use std::path::PathBuf;
+use std::process::{Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+/// How long an id may be that of a process which has ended: in many containers, and on some
+/// machines, process 1 takes a while to reap.
+const UNREAPED: Duration = Duration::from_secs(5);
+/// How often to look whether it is free.
+const LOOK_AT_IDS: Duration = Duration::from_millis(20);
+
+/// A restore that goes on.
+pub(super) struct Held {
+    plan: Plan,
+    criu: PathBuf,
+    shell: Shell,
+    holder: Holder,
+    /// What the commands write into, each until its command has succeeded.
+    parts: Vec<Option<Tap>>,
+    /// What `shard-merge` writes into, until it has succeeded.
+    merged: Option<Tap>,
+    /// The ids of the tree, when CRIU may be started as soon as they are free.
+    ids: Option<Vec<u8>>,
+    bytes: u64,
+    question: Option<Question>,
+    /// The root of the tree, since CRIU has told it.
+    root: Option<Pid>,
+    /// When CRIU has ended well: the tree runs.
+    restored: Option<Instant>,
+    /// How the tree has ended, where that is waited for.
+    tree_ended: Option<ExitStatus>,
+}
+
+impl Held {
+    pub(super) fn new(
+        plan: Plan,
+        criu: PathBuf,
+        shell: Shell,
+        voice: Voice,
+        reins: Reins,
+        scratch: Scratch,
+    ) -> Held {
+        Held {
+            plan,
+            criu,
+            shell,
+            holder: Holder::new(voice, reins, scratch),
+            parts: Vec::new(),
+            merged: None,
+            ids: None,
+            bytes: 0,
+            question: None,
+            root: None,
+            restored: None,
+            tree_ended: None,
+        }
+    }
+
+    /// Goes on to the end, whichever it is.
+    pub(super) fn run(mut self) -> Outcome {
+        if let Err(cause) = self.start_pipeline() {
+            self.holder.fail(cause);
+        }
+        let mut told = false;
+        while !self.is_over() {
+            let limit = match self.restored {
+                None if self.ids.is_some() => Instant::now() + LOOK_AT_IDS,
+                Some(restored) => restored + GRACE,
+                None => self.holder.began + self.plan.time_limit,
+            };
+            let (events, ends) = self.holder.wait(limit);
+            events.into_iter().for_each(|event| self.hear(event));
+            ends.into_iter().for_each(|(role, status)| self.take_end(role, status));
+            self.go_on();
+            if self.plan.wait && !told && self.restored.is_some() && self.pipeline_has_ended() {
+                told = true;
+                self.tell_restored();
+                self.holder.scratch.remove();
+            }
+        }
+        if self.restored.is_some() {
+            signal_all(&self.holder.family.left_in_sessions(self.root), Signal::SIGKILL);
+        }
+        self.tell(told)
+    }
+
+    // --- Starting ---------------------------------------------------------------------------
+
+    fn start_pipeline(&mut self) -> Result<(), Cause> {
+        let image = match self.plan.command.clone() {
+            None => None,
+            Some(command) => Some(self.start_commands(&command)?),
+        };
+        let stdin = image.map_or_else(Stdio::inherit, Stdio::from);
+        let directory = self.images();
+        if self.plan.by_directory {
+            DirBuilder::new().mode(0o700).create(&directory).map_err(Cause::System)?;
+            return self.holder.start_filter(Role::Extract, "image-extract", |command| {
+                command.arg("--images-dir").arg(directory).stdin(stdin);
+                Ok(())
+            });
+        }
+        // We are the first to ask, for the ids of the tree.
+        self.holder.start_filter(Role::Serve, "image-serve", |command| {
+            command.args(["--clients", "2", "--images-dir"]).arg(directory).stdin(stdin);
+            Ok(())
+        })
+    }
+
+    /// Starts what writes the image, and returns where it comes out.
+    fn start_commands(&mut self, text: &str) -> Result<OwnedFd, Cause> {
+        let count = self.plan.shards.get();
+        let mut readers = Vec::new();
+        for index in 0..count {
+            let (tap, read) = Tap::new().map_err(Cause::System)?;
+            let shard = (count > 1).then_some(index);
+            let part = Part { shard: shard.map(|index| (index, count)), image: None };
+            // Several commands cannot share what is typed or sent.
+            let mut command = match shard {
+                None => self.shell.command(text, part, &[1]),
+                Some(_) => self.shell.command(text, part, &[0, 1]),
+            };
+            if shard.is_some() {
+                command.stdin(Stdio::null());
+            }
+            command.stdout(tap.writer().map_err(Cause::System)?);
+            self.holder.start(Role::Command(shard), command)?;
+            self.parts.push(Some(tap));
+            readers.push(read);
+        }
+        if count == 1 {
+            return Ok(readers.remove(0));
+        }
+        let (tap, image) = Tap::new().map_err(Cause::System)?;
+        let shards: Vec<&OwnedFd> = readers.iter().collect();
+        self.holder.start_with_shards(Role::Merge, "shard-merge", &shards, |command| {
+            command.stdout(tap.writer()?);
+            Ok(())
+        })?;
+        self.merged = Some(tap);
+        Ok(image)
+    }
+
+    /// Where CRIU and the filter meet.
+    fn images(&self) -> PathBuf {
+        match self.plan.by_directory {
+            true => self.holder.scratch.path().join("image"),
+            false => self.holder.scratch.path().to_owned(),
+        }
+    }
+
+    /// Starts CRIU if the ids of the tree are free. One that somebody has left unreaped may become
+    /// free in a moment.
+    fn start_criu_if_possible(&mut self) -> Result<(), Cause> {
+        let Some(pstree) = self.ids.take() else { return Ok(()) };
+        match ids::first_taken(&pstree) {
+            Some(taken) if taken.is_zombie && self.holder.began.elapsed() < UNREAPED => {
+                self.ids = Some(pstree);
+                Ok(())
+            }
+            Some(taken) => Err(Cause::Taken(taken)),
+            None => self.start_criu(),
+        }
+    }
+
+    fn start_criu(&mut self) -> Result<(), Cause> {
+        let images = self.images();
+        let gate = Gate::new().map_err(Cause::System)?;
+        let mut criu = Command::new(&self.criu);
+        criu.args(["restore", "--restore-detached", "--images-dir"]).arg(&images);
+        if !self.plan.by_directory {
+            criu.arg("--stream");
+        }
+        if self.plan.wait {
+            criu.arg("--restore-sibling");
+        }
+        criu.arg("--work-dir").arg(self.logs());
+        criu.args(["-v4", "--log-file", "restore.log"]);
+        gate.ask_here(&mut criu, self.plan.time_limit + CRIU_GRACE + AFTER_KILL);
+        criu.args(&self.plan.criu_options.arguments);
+        // A log of an earlier run must not be taken for this one's.
+        let _ = fs::remove_file(self.log());
+        self.holder.start_criu(criu, gate, self.plan.criu_options.shell_job)
+    }
+
+    // --- Listening --------------------------------------------------------------------------
+
+    fn hear(&mut self, event: Event) {
+        match event {
+            Event::Line(Role::Serve, line) if line == "socket-init" => self.go_ahead(),
+            Event::Line(Role::Serve, line) if line.starts_with("unread ") => {
+                let name = line.trim_start_matches("unread ").to_owned();
+                self.holder.give_up(Cause::Lost(name));
+            }
+            Event::Line(role, line) => match bytes_in(&line) {
+                Some(bytes) if matches!(role, Role::Serve | Role::Extract) => self.bytes = bytes,
+                Some(_) => {}
+                None => self.holder.keep_line(role, line),
+            },
+            Event::Asked(question) if question.stage == Stage::PostRestore => {
+                self.root = question.root;
+                // Dropped, it is a no.
+                self.question = Some(question).filter(|_| !self.holder.has_failed());
+            }
+            Event::Signal(signal) if self.plan.wait && self.restored.is_some() => {
+                if let Some(root) = self.root {
+                    let _ = kill(root, signal);
+                }
+            }
+            Event::Signal(Signal::SIGUSR1) => self.holder.voice.pass_on(&self.report().json()),
+            Event::Signal(signal) => self.holder.give_up(Cause::Signal(signal)),
+            Event::FrontGone => self.holder.give_up(Cause::FrontKilled),
+            Event::Asked(_) | Event::Silent(_) | Event::ChildEnded => {}
+        }
+    }
+
+    /// CRIU may be started.
+    fn go_ahead(&mut self) {
+        if self.holder.has_failed() {
+            return;
+        }
+        let images = self.images();
+        let pstree = match (self.plan.criu_options.joins_namespace, self.plan.by_directory) {
+            (true, _) => Ok(Vec::new()),
+            (false, true) => ids::unpacked(&images),
+            (false, false) => ids::served(&images),
+        };
+        self.ids = Some(pstree.unwrap_or_default());
+    }
+
+    fn take_end(&mut self, role: Role, status: ExitStatus) {
+        let success = status.success();
+        match role {
+            Role::Criu if success && self.holder.has_let_go => {
+                self.restored = Some(Instant::now());
+                return;
+            }
+            Role::Tree => self.tree_ended = Some(status),
+            _ => {}
+        }
+        if role == Role::Criu {
+            self.question = None;
+        }
+        if self.holder.has_failed() || self.restored.is_some() {
+            return;
+        }
+        let ended = Cause::Ended(role, status);
+        match role {
+            Role::Command(index) if success => {
+                if let Some(tap) = self.parts.get_mut(index.unwrap_or(0)) {
+                    *tap = None;
+                }
+            }
+            // Its reader may have had enough of what it wrote.
+            Role::Command(index) => {
+                let tap = self.parts.get(index.unwrap_or(0)).and_then(Option::as_ref);
+                match tap.is_some_and(Tap::reader_is_gone) {
+                    true => self.holder.suspect(ended, Weight::Filter),
+                    false => self.holder.fail(ended),
+                }
+            }
+            Role::Merge if success => self.merged = None,
+            Role::Merge => match self.merged.as_ref().is_some_and(Tap::reader_is_gone) {
+                // image-serve tells why.
+                true => {}
+                false => self.holder.suspect(ended, Weight::Reader),
+            },
+            Role::Extract if success => self.go_ahead(),
+            Role::Serve | Role::Extract => match self.holder.has_let_go {
+                // CRIU has all that it wanted.
+                true => {}
+                false => self.suspect_server(status, ended),
+            },
+            Role::Criu if success => self.holder.fail(Cause::DidNotAsk),
+            Role::Criu if self.holder.has_let_go => self.holder.fail(ended),
+            Role::Criu => self.holder.suspect(ended, Weight::Criu),
+            _ => {}
+        }
+    }
+
+    /// A filter that refuses the image is the cause; one that CRIU has left is not.
+    fn suspect_server(&mut self, status: ExitStatus, ended: Cause) {
+        let weight = match (status.signal(), self.holder.family.started(Role::Criu)) {
+            (Some(_), _) => Weight::Killed,
+            (None, false) => Weight::Reader,
+            (None, true) => Weight::Filter,
+        };
+        self.holder.suspect(ended, weight);
+    }
+
+    // --- Going on ---------------------------------------------------------------------------
+
+    fn go_on(&mut self) {
+        if self.holder.has_failed() {
+            self.question = None;
+            return self.holder.press();
+        }
+        if let Some(restored) = self.restored {
+            // It waits for a client that never came, or does not notice that CRIU has gone.
+            if restored.elapsed() >= GRACE {
+                let filters = [Role::Serve, Role::Merge];
+                let running: Vec<Pid> =
+                    filters.iter().filter_map(|it| self.holder.family.running(*it)).collect();
+                signal_all(&running, Signal::SIGKILL);
+            }
+            return;
+        }
+        if let Err(cause) = self.start_criu_if_possible() {
+            return self.holder.fail(cause);
+        }
+        self.holder.settle(|_, _| false);
+        if self.holder.began.elapsed() >= self.plan.time_limit {
+            let awaited = self.awaited();
+            return self.holder.fail(Cause::TimeLimit(self.plan.time_limit, awaited.into()));
+        }
+        if self.is_whole()
+            && let Some(question) = self.question.take()
+        {
+            if let Some(root) = self.root.filter(|_| self.plan.wait) {
+                self.holder.family.adopt(Role::Tree, root);
+            }
+            self.holder.let_go(question);
+        }
+        self.show();
+    }
+
+    /// Whether those who have brought the image say that this was all.
+    fn is_whole(&self) -> bool {
+        self.parts.iter().all(Option::is_none) && self.merged.is_none() && !self.holder.has_failed()
+    }
+
+    fn pipeline_has_ended(&self) -> bool {
+        [Role::Serve, Role::Merge].iter().all(|it| self.holder.family.running(*it).is_none())
+    }
+
+    fn is_over(&self) -> bool {
+        match (self.holder.has_failed(), self.restored) {
+            (true, _) => self.holder.has_ended(),
+            (false, None) => false,
+            (false, Some(_)) if self.plan.wait && self.root.is_some() => self.tree_ended.is_some(),
+            (false, Some(_)) => self.pipeline_has_ended(),
+        }
+    }
+
+    // --- Telling ----------------------------------------------------------------------------
+
+    /// What is waited for.
+    fn awaited(&self) -> &'static str {
+        match self.holder.family.running(Role::Criu) {
+            Some(_) => "CRIU's restore",
+            None if self.is_whole() && self.plan.command.is_some() => "image-serve",
+            None => "the image",
+        }
+    }
+
+    fn show(&mut self) {
+        let filter = if self.plan.by_directory { Role::Extract } else { Role::Serve };
+        if self.holder.family.running(Role::Criu).is_none() {
+            self.holder.ask_for_bytes(filter);
+        }
+        if self.holder.live.is_due() {
+            let (bytes, rate) = (Bytes(self.bytes), Rate(self.bytes, self.duration()));
+            let awaited = self.awaited();
+            self.holder.live.show(format_args!("{bytes}, {rate}; waiting for {awaited}"));
+        }
+    }
+
+    fn duration(&self) -> Duration {
+        let end = self.restored.unwrap_or_else(Instant::now);
+        end.saturating_duration_since(self.holder.began)
+    }
+
+    fn report(&self) -> Report {
+        Report {
+            result: match (self.holder.has_failed(), self.restored) {
+                (true, _) => End::Failed,
+                (false, Some(_)) => End::Restored,
+                (false, None) => End::Going,
+            },
+            process: self.root.map(Pid::as_raw),
+            bytes: self.bytes,
+            duration: self.duration(),
+            cause: self.holder.cause().map(Cause::to_string),
+        }
+    }
+
+    fn logs(&self) -> PathBuf {
+        self.plan.logs.clone().unwrap_or_else(|| self.holder.scratch.path().to_owned())
+    }
+
+    fn log(&self) -> PathBuf {
+        self.plan.criu_options.log(&self.logs(), "restore.log")
+    }
+
+    fn tell_restored(&self) {
+        let voice = self.holder.voice;
+        for role in [Role::Serve, Role::Merge] {
+            if let Some(status) = self.holder.family.status(role)
+                && !status.success()
+            {
+                voice.say(format_args!("warning: {role} {}", HasEnded(status)));
+            }
+        }
+        let (bytes, rate) = (Bytes(self.bytes), Rate(self.bytes, self.duration()));
+        let time = Seconds(self.duration());
+        voice.last_unless_quiet(format_args!("restored: {bytes}, {rate}; in {time}"));
+        if self.plan.json {
+            self.report().print();
+        }
+    }
+
+    /// The last line, and what stands before it.
+    fn tell(self, told: bool) -> Outcome {
+        if self.restored.is_some() && !told {
+            self.tell_restored();
+        }
+        self.holder.explain(&self.log(), "criu-restore");
+        self.holder.scratch.remove();
+        if let Some(cause) = self.holder.cause() {
+            let (left, state) = (self.holder.left_over(), self.state());
+            self.holder.voice.last(format_args!("FAILED: {cause}{left}; {state}"));
+            if self.plan.json {
+                self.report().print();
+            }
+            return self.holder.failed_outcome();
+        }
+        match self.tree_ended.map(|status| (status.code(), status.signal())) {
+            Some((Some(code), _)) => Outcome::Status(code as u8),
+            Some((None, Some(number))) => match Signal::try_from(number) {
+                Ok(signal) => Outcome::Signal(signal),
+                Err(_) => Outcome::Status((128 + number) as u8),
+            },
+            _ => Outcome::Status(0),
+        }
+    }
+
+    /// What there is of the tree after a failure.
+    fn state(&self) -> String {
+        let lives = |root: &Pid| Stat::of(*root).is_some_and(|it| !matches!(it.state, 'Z' | 'X'));
+        match self.root.filter(|_| self.holder.has_let_go).filter(lives) {
+            Some(root) => format!("process {root} was restored and runs"),
+            None => "nothing is restored".into(),
+        }
+    }
+}

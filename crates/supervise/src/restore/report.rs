@@ -1,0 +1,46 @@
+//! What became of a restore, for programs.
+
+use pipe_io::Patient;
+use serde::Serialize;
+use std::io::{self, Write};
+use std::time::Duration;
+
+/// How far a restore is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum End {
+    Going,
+    Restored,
+    Failed,
+}
+
+/// The facts.
+#[derive(Debug, Serialize)]
+pub(super) struct Report {
+    pub(super) result: End,
+    /// The root of the tree, where CRIU has told it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) process: Option<i32>,
+    pub(super) bytes: u64,
+    #[serde(rename = "duration_millis", serialize_with = "millis")]
+    pub(super) duration: Duration,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) cause: Option<String>,
+}
+
+fn millis<S: serde::Serializer>(time: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_u64(time.as_millis() as u64)
+}
+
+impl Report {
+    /// As one line of JSON.
+    pub(super) fn json(&self) -> String {
+        // Numbers and strings in a struct: this has no way to fail.
+        serde_json::to_string(self).unwrap_or_default()
+    }
+
+    /// On standard output. That nobody reads it is no error.
+    pub(super) fn print(&self) {
+        let _ = Patient(io::stdout()).write_all(format!("{}\n", self.json()).as_bytes());
+    }
+}
