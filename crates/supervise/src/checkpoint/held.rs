@@ -26,6 +26,10 @@ use std::process::{Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 use wire_format::ImageId;
 
+/// With so many shards, one is for the metadata, so that a restore can begin early. With two, a
+/// single one would be left for the memory, and half as many compressors.
+const WITH_METADATA: usize = 3;
+
 /// A tree that is held while its image is made safe.
 pub(super) struct Held {
     plan: Plan,
@@ -148,7 +152,11 @@ impl Held {
             readers.push(read);
         }
         let fds: Vec<&OwnedFd> = self.shards.iter().map(Tap::fd).collect();
+        let metadata_first = self.plan.shards.get() >= WITH_METADATA;
         self.holder.start_with_shards(Role::Split, "shard-split", &fds, |command| {
+            if metadata_first {
+                command.arg("--metadata-first");
+            }
             command.stdin(image);
             Ok(())
         })?;
