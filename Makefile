@@ -18,7 +18,7 @@ DESTDIR ?=
 # What is built goes to $(CARGO_TARGET_DIR), or target/, and nowhere else: the
 # source tree may be read-only.
 filters := criu-sock-capture shard-split shard-merge image-serve image-extract \
-    criu-checkpoint criu-restore criu-image-streamer
+    criu-checkpoint criu-restore criu-migrate criu-image-streamer
 built := $(or $(CARGO_TARGET_DIR),target)
 target := $(built)/release
 completions := $(built)/completions
