@@ -9,8 +9,15 @@ use std::path::{Path, PathBuf};
 
 use tests::pipeline::Filter;
 
-const FILTERS: [&str; 5] =
-    ["criu-sock-capture", "shard-split", "shard-merge", "image-serve", "image-extract"];
+const FILTERS: [&str; 7] = [
+    "criu-sock-capture",
+    "shard-split",
+    "shard-merge",
+    "image-serve",
+    "image-extract",
+    "criu-page-capture",
+    "image-combine",
+];
 
 /// Lines and columns of a screen, and what scrolls by without being lost.
 const SCREEN: (usize, usize) = (60, 80);

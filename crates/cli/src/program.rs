@@ -1,7 +1,7 @@
 //! From a command line to an exit status.
 
-use crate::{Counters, UsageError, signals};
-use clap::error::ErrorKind;
+use crate::{Counters, UsageError, signals, suggest};
+use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Arg, ArgAction, Command, Parser};
 use pipe_io::Patient;
 use std::ffi::OsString;
@@ -90,7 +90,8 @@ pub fn parse<A: Parser>(
     arguments: impl IntoIterator<Item = OsString>,
 ) -> Result<A, ExitCode> {
     let parsed = command::<A>().try_get_matches_from(arguments);
-    parsed.and_then(|matches| A::from_arg_matches(&matches)).map_err(|error| not_run(name, &error))
+    let args = parsed.and_then(|matches| A::from_arg_matches(&matches));
+    args.map_err(|error| not_run(name, &error, &options::<A>()))
 }
 
 /// The options of a program, each by each of its names (`-n`, `--shards`), and whether a value
@@ -131,7 +132,7 @@ fn command<A: Parser>() -> Command {
 }
 
 /// Prints the help or the version that was asked for, or what is wrong with the command line.
-fn not_run(name: &str, error: &clap::Error) -> ExitCode {
+fn not_run(name: &str, error: &clap::Error, options: &[(String, bool)]) -> ExitCode {
     match error.kind() {
         ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => {
             match Patient(io::stdout()).write_all(compact(&error.render().to_string()).as_bytes()) {
@@ -140,10 +141,22 @@ fn not_run(name: &str, error: &clap::Error) -> ExitCode {
             }
         }
         _ => {
-            complain(name, format_args!("{} (try '{name} --help')", one_line(error)));
+            let meant = suggestion(error, options).unwrap_or_default();
+            complain(name, format_args!("{}{meant} (try '{name} --help')", one_line(error)));
             ExitCode::from(2)
         }
     }
+}
+
+/// Which options are nearly the one that does not exist.
+fn suggestion(error: &clap::Error, options: &[(String, bool)]) -> Option<String> {
+    let written = match (error.kind(), error.get(ContextKind::InvalidArg)) {
+        (ErrorKind::UnknownArgument, Some(ContextValue::String(written))) => written,
+        _ => return None,
+    };
+    let long = options.iter().map(|(option, _)| option.as_str()).filter(|it| it.starts_with("--"));
+    let meant = suggest::meant(written, long);
+    (!meant.is_empty()).then(|| format!(": did you mean {}?", meant.join(" or ")))
 }
 
 /// A help text without the lines of spaces that clap puts between the paragraphs of an option: so

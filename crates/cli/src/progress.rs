@@ -17,7 +17,7 @@ pub struct Progress(Sink);
 #[derive(Serialize)]
 struct Filled {
     filled: u64,
-    total: u64,
+    left: u64,
     fill_duration_millis: u64,
 }
 
@@ -56,10 +56,10 @@ impl Progress {
         self.line("restored");
     }
 
-    /// So many bytes of memory have come, of so many, in so much time.
-    pub fn filled(&self, filled: u64, total: u64, time: Duration) {
+    /// So many bytes of memory have come, and are still to come, after so much time.
+    pub fn filled(&self, filled: u64, left: u64, time: Duration) {
         // Numbers in a struct: this has no way to fail.
-        let report = Filled { filled, total, fill_duration_millis: time.as_millis() as u64 };
+        let report = Filled { filled, left, fill_duration_millis: time.as_millis() as u64 };
         self.line(&serde_json::to_string(&report).unwrap_or_default());
     }
 
