@@ -15,6 +15,7 @@ mod cycles;
 mod directory;
 mod failures;
 mod migration;
+mod page_server;
 mod safety;
 mod serving;
 mod streams;
