@@ -16,6 +16,7 @@ mod directory;
 mod failures;
 mod lazy;
 mod migration;
+mod page_server;
 mod safety;
 mod serving;
 mod streams;
