@@ -1,4 +1,4 @@
-//! The image stream (DESIGN.md section 3) as a peer sees it that knows only the
+//! The image stream (docs/design.md section 3) as a peer sees it that knows only the
 //! fields 1 to 5 of a marker. Written by hand, down to the protobuf, so that a
 //! mistake in `wire-format` finds no accomplice here. The reader is strict; the
 //! [`Writer`] writes whatever it is told, the malformed included.

@@ -56,7 +56,7 @@ pub enum MarkerError {
     Identity,
 }
 
-/// The marker as protobuf has it (DESIGN.md section 3).
+/// The marker as protobuf has it (docs/design.md section 3).
 #[derive(Clone, PartialEq, Message)]
 struct Wire {
     #[prost(uint64, tag = "1")]

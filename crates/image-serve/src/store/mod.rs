@@ -1,4 +1,4 @@
-//! Where the image rests until CRIU reads it.
+//! Holds the image until CRIU reads it.
 //!
 //! CRIU reads in another order than it wrote, so what it has not asked for must be held. Small
 //! files rest in ordinary memory and may be read any number of times. What is larger rests in
