@@ -19,6 +19,7 @@
 //! All `unsafe` code of the project is in this crate. DESIGN.md section 6 has the measurements
 //! that decided how it works.
 
+mod amount;
 mod endpoint;
 pub mod inherit;
 mod intake;
@@ -36,6 +37,7 @@ pub mod splice;
 mod taken;
 pub mod userfault;
 
+pub use amount::{Bytes, Rate};
 pub use endpoint::{Endpoint, FileId, Kind, Patient};
 pub use intake::Intake;
 pub use mover::{MoveError, Mover};
