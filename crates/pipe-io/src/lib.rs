@@ -34,6 +34,7 @@
 //! # Ok::<(), std::io::Error>(())
 //! ```
 
+mod amount;
 mod endpoint;
 pub mod inherit;
 mod intake;
@@ -51,6 +52,7 @@ pub mod splice;
 mod taken;
 pub mod userfault;
 
+pub use amount::{Bytes, Rate};
 pub use endpoint::{Endpoint, FileId, Kind, Patient};
 pub use intake::Intake;
 pub use mover::{MoveError, Mover};

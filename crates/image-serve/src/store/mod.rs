@@ -13,7 +13,7 @@ mod pipes;
 pub(crate) use incoming::Incoming;
 pub(crate) use pipes::{NoPipe, Pipes, Resting};
 
-use pipe_io::Region;
+use pipe_io::{Bytes, Region};
 use std::collections::{HashMap, VecDeque};
 use std::io::{self, ErrorKind, Read};
 use std::sync::Arc;
@@ -252,8 +252,9 @@ impl std::fmt::Display for Census {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let Census { pipes, regions, kept, ranges } = self;
         if *ranges > 0 {
-            return write!(f, "{ranges} bytes stay in the file that stdin is");
+            return write!(f, "{} stay in the file that stdin is", Bytes(*ranges));
         }
-        write!(f, "holding {pipes} bytes in pipes, {} in memory", regions + kept)
+        let (pipes, memory) = (Bytes(*pipes), Bytes(regions + kept));
+        write!(f, "holding {pipes} in pipes, {memory} in memory")
     }
 }
