@@ -37,9 +37,8 @@ pub(crate) fn verify(args: &Args) -> Result<(), Failure<Error>> {
     let bytes = Bytes(bytes);
     match contents.parent_id {
         None => program.note(format_args!("the image is whole: {files} files, {bytes}")),
-        Some(parent) => program.note(format_args!(
-            "the increment of image {parent} is whole: {files} files, {bytes}"
-        )),
+        Some(parent) => program
+            .note(format_args!("the increment of image {parent} is whole: {files} files, {bytes}")),
     }
     Ok(())
 }
