@@ -58,7 +58,7 @@ pub(crate) fn run(args: Args) -> Result<(), Failure<Error>> {
             pending: Vec::new(),
             next_seq: 0,
             seen: 0,
-            favourite: 0,
+            favourite: usize::from(metadata_first),
             density: PAGE as u64,
         };
         split.run(image_id, split_id, first, &mut outputs)?;
@@ -160,6 +160,7 @@ impl Split {
             self.await_input()?;
             marker = self.input.next_marker()?;
         }
+        self.finish_sorting()?;
         self.let_go()?;
         Ok(self.number(Body::ImageEof))
     }

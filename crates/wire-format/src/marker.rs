@@ -19,7 +19,7 @@ pub struct Marker {
     pub image_id: Option<ImageId>,
     /// The shard that it belongs to; in the first marker of a shard.
     pub shard: Option<Shard>,
-    /// With the end of `inventory.img`: all files that CRIU has written were named before.
+    /// With the end of `inventory.img`: all files of the image have been named.
     pub all_named: bool,
 }
 
