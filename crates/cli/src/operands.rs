@@ -1,9 +1,10 @@
 //! Shards that are named by a path: files, FIFOs, devices and UNIX sockets.
 
-use crate::{Cleanup, OpenError, Place, ShardEnd, UsageError, new_image_id};
+use crate::{Cleanup, Descriptors, OpenError, Place, ShardEnd, UsageError, new_image_id};
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
-use pipe_io::Endpoint;
+use nix::sys::stat::stat;
+use pipe_io::{Endpoint, FileId};
 use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{self, ErrorKind};
@@ -59,13 +60,16 @@ enum Target {
     Special(PathBuf),
 }
 
-pub(crate) fn open_outputs(operands: Vec<(Place, PathBuf)>) -> Result<Vec<ShardEnd>, OpenError> {
+pub(crate) fn open_outputs(
+    operands: Vec<(Place, PathBuf)>,
+    descriptors: &mut Descriptors,
+) -> Result<Vec<ShardEnd>, OpenError> {
     let mut targets = Vec::new();
     for (place, path) in operands {
         let target = target(&path).map_err(|error| OpenError::System(place.clone(), error))?;
+        claim(&target, &place, descriptors)?;
         targets.push((place, path, target));
     }
-    refuse_same_file(&targets)?;
     // To open a FIFO is to wait for its reader; who knows in which order they come. What fails
     // must be told meanwhile, and what does not wait is opened first.
     let (send, opened) = channel();
@@ -104,8 +108,16 @@ fn open_output(place: Place, path: &Path, target: Target) -> Result<ShardEnd, Op
     shard(place, opened, file)
 }
 
-pub(crate) fn open_inputs(operands: Vec<(Place, PathBuf)>) -> Result<Vec<ShardEnd>, OpenError> {
-    operands.into_iter().map(|(place, path)| shard(place, open_input(&path), None)).collect()
+pub(crate) fn open_inputs(
+    operands: Vec<(Place, PathBuf)>,
+    descriptors: &mut Descriptors,
+) -> Result<Vec<ShardEnd>, OpenError> {
+    let open = |(place, path): (Place, PathBuf)| {
+        let end = shard(place, open_input(&path), None)?;
+        descriptors.claim_input(&end.endpoint, &end.place).map_err(OpenError::Usage)?;
+        Ok(end)
+    };
+    operands.into_iter().map(open).collect()
 }
 
 /// A FIFO opens at once: its end is not taken for the end of the shard before a writer came.
@@ -158,21 +170,30 @@ fn folder(path: &Path) -> &Path {
     }
 }
 
-fn refuse_same_file(targets: &[(Place, PathBuf, Target)]) -> Result<(), OpenError> {
-    let mut seen: Vec<(&Place, &Path)> = Vec::new();
-    for (place, _, target) in targets {
-        let (Target::File(path) | Target::Special(path)) = target else { continue };
-        // Any number of shards may go to /dev/null.
-        if path == Path::new("/dev/null") {
-            continue;
+/// Notes what a target is. A socket is another one for each that connects to it.
+fn claim(target: &Target, place: &Place, descriptors: &mut Descriptors) -> Result<(), OpenError> {
+    let system = |error: io::Error| OpenError::System(place.clone(), error);
+    let (Target::File(path) | Target::Special(path)) = target else { return Ok(()) };
+    let claimed = match file_id(path) {
+        Ok(Some(file)) => descriptors.claim_output(file, place),
+        Ok(None) => Ok(()),
+        Err(error) if error.kind() == ErrorKind::NotFound => {
+            let directory = file_id(folder(path)).map_err(system)?;
+            match (directory, path.file_name()) {
+                (Some(directory), Some(name)) => {
+                    descriptors.claim_new(directory, name.to_owned(), place)
+                }
+                // It is no directory, and to make a file there will fail.
+                _ => Ok(()),
+            }
         }
-        if let Some((first, _)) = seen.iter().find(|(_, seen)| seen == path) {
-            let error = UsageError::SameFile((*first).clone(), place.clone());
-            return Err(OpenError::Usage(error));
-        }
-        seen.push((place, path));
-    }
-    Ok(())
+        Err(error) => return Err(system(error)),
+    };
+    claimed.map_err(OpenError::Usage)
+}
+
+fn file_id(path: &Path) -> io::Result<Option<FileId>> {
+    Ok(FileId::of_stat(&stat(path)?))
 }
 
 /// A new file beside the target, so that both are on one file system.

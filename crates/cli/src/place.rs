@@ -1,4 +1,4 @@
-//! Where something happened, as messages name it.
+//! The places that messages name.
 
 use std::fmt;
 use std::os::fd::RawFd;
@@ -12,6 +12,8 @@ pub enum Place {
     Stdin,
     /// Descriptor 1, written as an image stream.
     Stdout,
+    /// Descriptor 2, which messages go to.
+    Stderr,
     /// A shard.
     Shard {
         /// Its place on the command line, counted from 0.
@@ -45,6 +47,11 @@ pub enum Place {
         /// The descriptor that it is read from or written to.
         fd: RawFd,
     },
+    /// An image that an operand names.
+    File {
+        /// The operand.
+        path: PathBuf,
+    },
     /// Where progress lines go.
     Progress {
         /// Its descriptor.
@@ -57,6 +64,7 @@ impl fmt::Display for Place {
         match self {
             Place::Stdin => f.write_str("stdin"),
             Place::Stdout => f.write_str("stdout"),
+            Place::Stderr => f.write_str("stderr"),
             Place::Shard { index, fd } => write!(f, "shard {index} (fd {fd})"),
             Place::ShardFile { index, path } => write!(f, "shard {index} ({})", path.display()),
             Place::ShardFilter { index, command } => {
@@ -64,6 +72,7 @@ impl fmt::Display for Place {
             }
             Place::Command { words } => write!(f, "command ({})", abridged(words)),
             Place::External { name, fd } => write!(f, "external file {name} (fd {fd})"),
+            Place::File { path } => write!(f, "{}", path.display()),
             Place::Progress { fd } => write!(f, "progress (fd {fd})"),
         }
     }

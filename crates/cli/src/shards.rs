@@ -1,7 +1,7 @@
-//! What the shards of a command line are: descriptors, files, or what commands read and write.
+//! The shards that a command line names: descriptors, files, or commands.
 
 use crate::operands::{self, OutputFile};
-use crate::{Counters, Failure, Fd, Place, Program, UsageError};
+use crate::{Counters, Descriptors, Failure, Fd, Place, Program, UsageError};
 use pipe_io::Endpoint;
 use std::io;
 use std::num::NonZeroU16;
@@ -101,13 +101,14 @@ impl ShardPlan {
     }
 
     /// Opens the operands for writing. Files get a temporary name; a FIFO waits for its reader.
-    pub fn open_outputs(&self) -> Result<Vec<ShardEnd>, OpenError> {
-        operands::open_outputs(self.operands())
+    /// None may be what `descriptors` has already.
+    pub fn open_outputs(&self, descriptors: &mut Descriptors) -> Result<Vec<ShardEnd>, OpenError> {
+        operands::open_outputs(self.operands(), descriptors)
     }
 
-    /// Opens the operands for reading, without waiting.
-    pub fn open_inputs(&self) -> Result<Vec<ShardEnd>, OpenError> {
-        operands::open_inputs(self.operands())
+    /// Opens the operands for reading, without waiting. None may be what `descriptors` has already.
+    pub fn open_inputs(&self, descriptors: &mut Descriptors) -> Result<Vec<ShardEnd>, OpenError> {
+        operands::open_inputs(self.operands(), descriptors)
     }
 
     fn operands(&self) -> Vec<(Place, PathBuf)> {

@@ -6,13 +6,14 @@
 //! the image that it belongs to.
 
 use crate::error::Error;
-use cli::Cleanup;
+use crate::permissions::Permissions;
+use cli::{Cleanup, Descriptors};
 use criu_protocol::{Direction, INVENTORY};
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, open, openat, renameat};
-use nix::sys::stat::{FileStat, Mode, SFlag, fstatat, mkdirat};
+use nix::sys::stat::{FileStat, Mode, SFlag, fchmod, fstatat, mkdirat};
 use nix::unistd::{UnlinkatFlags, fsync, unlinkat};
-use pipe_io::{Endpoint, Kind};
+use pipe_io::{Endpoint, FileId, Kind};
 use std::collections::HashSet;
 use std::io;
 use std::os::fd::OwnedFd;
@@ -28,13 +29,21 @@ pub(crate) struct Directory {
     unfinished: OwnedFd,
     _cleanup: Cleanup,
     names: HashSet<FileName>,
+    permissions: Permissions,
     sync: bool,
+    /// What the program reads and writes besides, of which nothing must be replaced.
+    used: Descriptors,
 }
 
 impl Directory {
     /// Begins to fill the directory. With `sync` the files are on the disk once they have their
-    /// names, and would be there after a crash of the system.
-    pub(crate) fn open(path: PathBuf, sync: bool) -> Result<Directory, Error> {
+    /// names, and would be there after a crash of the system. No file may replace one of `used`.
+    pub(crate) fn open(
+        path: PathBuf,
+        permissions: Permissions,
+        sync: bool,
+        used: Descriptors,
+    ) -> Result<Directory, Error> {
         let failed = |error: Errno| Error::Path(path.clone(), error.into());
         let flags = OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
         let fd = open(&path, flags | OFlag::O_RDONLY, Mode::empty()).map_err(failed)?;
@@ -44,24 +53,31 @@ impl Directory {
         let ((), cleanup) = Cleanup::of(make).map_err(failed)?;
         let unfinished =
             openat(&fd, name.as_str(), flags | OFlag::O_NOFOLLOW, Mode::empty()).map_err(failed)?;
-        Ok(Directory { path, fd, unfinished, _cleanup: cleanup, names: HashSet::new(), sync })
+        let names = HashSet::new();
+        let _cleanup = cleanup;
+        Ok(Directory { path, fd, unfinished, _cleanup, names, permissions, sync, used })
     }
 
-    /// Makes a file, with the permissions that CRIU gives its own. One of the same name that was
-    /// made before does not count.
+    /// Makes a file. One of the same name that was made before does not count.
     pub(crate) fn create(&mut self, name: &FileName) -> Result<OwnedFd, Error> {
         // Some filter may listen there.
         let sockets = [Direction::Capture, Direction::Serve].map(Direction::socket_name);
         if sockets.contains(&name.as_str()) {
             return Err(Error::SocketName(name.clone()));
         }
+        self.refuse_used(name)?;
         let flags = OFlag::O_CREAT
             | OFlag::O_TRUNC
             | OFlag::O_WRONLY
             | OFlag::O_NOFOLLOW
             | OFlag::O_CLOEXEC;
-        let mode = Mode::S_IRUSR | Mode::S_IWUSR;
-        let file = openat(&self.unfinished, name.as_str(), flags, mode)
+        let Permissions(wanted) = self.permissions;
+        let own = Mode::S_IRUSR | Mode::S_IWUSR;
+        let file = openat(&self.unfinished, name.as_str(), flags, own)
+            // Some file systems know no permissions, and say so when one wants others.
+            .and_then(|file| {
+                if wanted == own { Ok(()) } else { fchmod(&file, wanted) }.map(|()| file)
+            })
             .map_err(|error| self.failed(name, error.into()))?;
         self.names.insert(name.clone());
         Ok(file)
@@ -100,6 +116,16 @@ impl Directory {
             self.settle()?;
         }
         Ok(())
+    }
+
+    /// What the image would replace that is at work: the image itself, or where an external file
+    /// goes, which would be lost with its old name.
+    fn refuse_used(&self, name: &FileName) -> Result<(), Error> {
+        let found = fstatat(&self.fd, name.as_str(), AtFlags::AT_SYMLINK_NOFOLLOW).ok();
+        match found.and_then(|stat| self.used.part_of(FileId::of_stat(&stat)?)) {
+            Some(place) => Err(Error::SameFile(self.path.clone(), name.clone(), place.clone())),
+            None => Ok(()),
+        }
     }
 
     /// A directory in a file's place: better seen before anything is replaced.

@@ -15,6 +15,8 @@ pub(crate) enum Error {
     Path(PathBuf, io::Error),
     /// A file in this directory cannot be made or written.
     File(PathBuf, FileName, io::Error),
+    /// A file in this directory that would replace one which has another part.
+    SameFile(PathBuf, FileName, Place),
     /// A file that would take the place of a filter's socket.
     SocketName(FileName),
     /// An external file cannot be written.
@@ -39,6 +41,9 @@ impl fmt::Display for Error {
             Error::File(directory, name, error) => {
                 let path = directory.join("");
                 write!(f, "{}{name}: {}", path.display(), reason(error))
+            }
+            Error::SameFile(directory, name, place) => {
+                write!(f, "{}{name}: the same file as {place}", directory.join("").display())
             }
             Error::SocketName(name) => {
                 write!(f, "{name}: the name of a filter's socket, not of a file in an image")

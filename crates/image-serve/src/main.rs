@@ -2,6 +2,7 @@
 
 mod arrivals;
 mod error;
+mod lazy;
 mod load;
 mod outflow;
 mod remap;
@@ -25,7 +26,7 @@ const NAME: &str = "image-serve";
     about,
     override_usage = "image-serve [-D DIR] [OPTION]... [-- COMMAND...] < IMAGE",
     next_help_heading = "Image",
-    after_help = "Example:\n  zstd -dc image.zst | image-serve -D d -- criu restore --stream -D d -d\n\n\
+    after_help = "Example:\n  zstd -dc image.zst | image-serve -- criu restore --stream -d\n\n\
                   Manual: image-serve(1), criu-stream-utils(7)"
 )]
 struct Args {
@@ -91,6 +92,9 @@ struct Args {
         verbatim_doc_comment
     )]
     store: store::Choice,
+
+    #[command(flatten)]
+    lazy: lazy::LazyArgs,
 
     #[command(flatten)]
     command: CommandArgs,

@@ -1,11 +1,11 @@
-//! What a stream comes from or goes to.
+//! The ends of a stream: pipes, files and sockets.
 
 use crate::inherit::{self, Direction, Refusal};
 use crate::{pipe, poll};
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::socket::{SockType, getsockopt, sockopt};
-use nix::sys::stat::{SFlag, fstat};
+use nix::sys::stat::{FileStat, SFlag, fstat};
 use nix::unistd::{Whence, lseek};
 use std::io::{self, ErrorKind, IsTerminal, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
@@ -82,6 +82,29 @@ impl Endpoint {
         }
     }
 
+    /// Goes to a place of a regular file, from where it is read or written next.
+    pub fn seek(&self, offset: u64) -> io::Result<()> {
+        let offset = i64::try_from(offset).map_err(io::Error::other)?;
+        lseek(&self.fd, offset, Whence::SeekSet)?;
+        Ok(())
+    }
+
+    /// Reads from a place of a regular file, wherever it is read next.
+    pub fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+        let offset = i64::try_from(offset).map_err(io::Error::other)?;
+        loop {
+            match nix::sys::uio::pread(&self.fd, buffer, offset) {
+                Err(Errno::EINTR) => {}
+                result => return result.map_err(io::Error::from),
+            }
+        }
+    }
+
+    /// Another descriptor of the same open file.
+    pub fn try_clone(&self) -> io::Result<Endpoint> {
+        Ok(Endpoint { fd: self.fd.try_clone()?, kind: self.kind })
+    }
+
     /// Makes reading and writing fail rather than wait. Only for a descriptor that no other
     /// program has: it would be non-blocking there too.
     pub fn set_nonblocking(&self) -> io::Result<()> {
@@ -107,18 +130,32 @@ impl Endpoint {
     }
 }
 
-/// A pipe, a file or a socket by its device and inode, the same through each descriptor that leads
-/// to it. `None` for a device, where any number of programs may write, and for what is not open.
+/// A pipe, a file, a directory or a socket by its device and inode, the same through each
+/// descriptor and each name that leads to it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct FileId(libc::dev_t, libc::ino_t);
+pub struct FileId {
+    device: u64,
+    inode: u64,
+    /// It carries two streams, one in each direction, that have nothing to do with each other.
+    pub is_socket: bool,
+}
 
 impl FileId {
-    /// What the descriptor leads to.
+    /// What the descriptor leads to. `None` for a device, where any number of programs may write,
+    /// and for what is not open.
     pub fn of(fd: impl AsFd) -> Option<FileId> {
-        let stat = fstat(fd).ok()?;
+        fstat(fd).ok().and_then(|stat| FileId::of_stat(&stat))
+    }
+
+    /// The same of what `stat` and its like have said.
+    pub fn of_stat(stat: &FileStat) -> Option<FileId> {
         let kind = SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT;
         let is_device = kind == SFlag::S_IFCHR || kind == SFlag::S_IFBLK;
-        (!is_device).then_some(FileId(stat.st_dev, stat.st_ino))
+        (!is_device).then_some(FileId {
+            device: stat.st_dev,
+            inode: stat.st_ino,
+            is_socket: kind == SFlag::S_IFSOCK,
+        })
     }
 }
 
@@ -134,6 +171,12 @@ fn kind(fd: &OwnedFd) -> Result<Kind, Refusal> {
         SFlag::S_IFCHR if fd.is_terminal() => Err(Refusal::Terminal),
         SFlag::S_IFCHR => Ok(Kind::Device),
         _ => Err(Refusal::NoStream),
+    }
+}
+
+impl From<Endpoint> for OwnedFd {
+    fn from(endpoint: Endpoint) -> OwnedFd {
+        endpoint.fd
     }
 }
 

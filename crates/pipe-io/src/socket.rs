@@ -1,9 +1,12 @@
-//! Sockets: what is still on its way, and the descriptors that a peer passes.
+//! Sockets: what is still on its way, and descriptors that are passed.
 
 use nix::cmsg_space;
 use nix::errno::Errno;
-use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
-use std::io::{self, IoSliceMut};
+use nix::sys::socket::{
+    ControlMessage, ControlMessageOwned, MsgFlags, UnixCredentials, recvmsg, sendmsg, setsockopt,
+    sockopt,
+};
+use std::io::{self, IoSlice, IoSliceMut};
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
 
 /// What one call received.
@@ -13,6 +16,29 @@ pub struct Received {
     pub length: usize,
     /// The descriptors that came with the last of these bytes.
     pub fds: Vec<OwnedFd>,
+    /// The process that sent them, as our PID namespace knows it (0: not at all), after
+    /// [`ask_for_senders`].
+    pub sender: Option<i32>,
+}
+
+/// Has the kernel tell with everything that is received which process has sent it. Connections that
+/// are accepted later from a socket that listens do as this one.
+pub fn ask_for_senders(socket: impl AsFd) -> io::Result<()> {
+    Ok(setsockopt(&socket, sockopt::PassCred, &true)?)
+}
+
+/// Sends a few bytes, and a descriptor with them.
+pub fn send(socket: impl AsFd, bytes: &[u8], fd: impl AsFd) -> io::Result<usize> {
+    let fds = [fd.as_fd().as_raw_fd()];
+    let rights = [ControlMessage::ScmRights(&fds)];
+    let slices = [IoSlice::new(bytes)];
+    loop {
+        let socket = socket.as_fd().as_raw_fd();
+        match sendmsg::<()>(socket, &slices, &rights, MsgFlags::MSG_NOSIGNAL, None) {
+            Err(Errno::EINTR) => {}
+            result => return result.map_err(io::Error::from),
+        }
+    }
 }
 
 /// Receives what is there, up to the end of the buffer, without waiting.
@@ -23,7 +49,7 @@ pub fn receive_now(socket: impl AsFd, buffer: &mut [u8]) -> io::Result<Received>
     const FDS_MAX: usize = 4;
 
     let socket = socket.as_fd().as_raw_fd();
-    let mut control = cmsg_space!([RawFd; FDS_MAX]);
+    let mut control = cmsg_space!([RawFd; FDS_MAX], UnixCredentials);
     let mut slices = [IoSliceMut::new(buffer)];
     let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_CMSG_CLOEXEC;
     loop {
@@ -33,12 +59,17 @@ pub fn receive_now(socket: impl AsFd, buffer: &mut [u8]) -> io::Result<Received>
             Err(error) => return Err(error.into()),
         };
         let mut fds = Vec::new();
+        let mut sender = None;
         for item in message.cmsgs()? {
-            if let ControlMessageOwned::ScmRights(numbers) = item {
-                fds.extend(numbers.into_iter().map(own));
+            match item {
+                ControlMessageOwned::ScmRights(numbers) => {
+                    fds.extend(numbers.into_iter().map(own));
+                }
+                ControlMessageOwned::ScmCredentials(process) => sender = Some(process.pid()),
+                _ => {}
             }
         }
-        return Ok(Received { length: message.bytes, fds });
+        return Ok(Received { length: message.bytes, fds, sender });
     }
 }
 

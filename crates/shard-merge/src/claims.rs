@@ -1,4 +1,4 @@
-//! Whether the shards belong together, by what each says of itself in its first marker.
+//! Checks that the shards belong together, by the first marker of each.
 
 use cli::Place;
 use std::collections::HashMap;

@@ -13,7 +13,7 @@ use cli::{
 };
 use pipe_io::Kind;
 use pipe_io::inherit::Direction;
-use pipe_io::pipe::{self, PAGE};
+use pipe_io::pipe::{self, Slots, page};
 use pipe_io::poll::{self, PollFd, PollFlags};
 use std::io::ErrorKind;
 use std::os::fd::AsFd;
@@ -31,14 +31,16 @@ pub(crate) fn run(args: Args) -> Result<(), Failure<Error>> {
     let mut descriptors = Descriptors::default();
     let stdin = descriptors.take(&Place::Stdin, Direction::Input)?;
     let mut ends = descriptors.take_shards(plan.fds().iter().copied(), Direction::Output)?;
-    let mut progress = Progress::open(common.progress_fd.0, &mut descriptors)?;
+    let progress = Progress::open(common.progress_fd.0, &mut descriptors)?;
 
     let begun = plan.begin(NAME, common.verbose);
     let (_, counters) = begun.map_err(|error| Failure::Failed(Error::System(error)))?;
-    ends.extend(plan.open_outputs().map_err(|error| error.into_failure(Error::Shard))?);
+    ends.extend(
+        plan.open_outputs(&mut descriptors).map_err(|error| error.into_failure(Error::Shard))?,
+    );
 
     let split = || {
-        let mut input = StreamInput::new(Place::Stdin, stdin);
+        let mut input = StreamInput::new(Place::Stdin, stdin).or_increment();
         await_stream(&input, &ends)?;
         let (image_id, first) = identify(&mut input)?;
         let split_id = new_split_id().map_err(Error::System)?;
@@ -59,7 +61,7 @@ pub(crate) fn run(args: Args) -> Result<(), Failure<Error>> {
             next_seq: 0,
             seen: 0,
             favourite: usize::from(metadata_first),
-            density: PAGE as u64,
+            density: page() as u64,
         };
         split.run(image_id, split_id, first, &mut outputs)?;
         outputs.complete(sync)?;
@@ -123,7 +125,7 @@ impl Split {
     const PENDING_MAX: usize = 32;
     /// A pipe of so few slots may be too small for a marker and its payload, and tells nothing
     /// about how they came.
-    const SMALL_PIPE: u64 = 8;
+    const SMALL_PIPE: Slots = Slots(8);
 
     /// Writes the whole image, of which the first marker was read, and closes the shards. After an
     /// error `outputs` has been asked for its reason before they are closed.
@@ -139,6 +141,9 @@ impl Split {
             let metadata = index < self.first as u32;
             let split_id = Some(split_id);
             shard.identify(image_id, ShardPlace { index, count, split_id, metadata });
+            if let Some(parent_id) = first.parent_id {
+                shard.descend_from(parent_id);
+            }
         }
         let written =
             self.write_image(first).and_then(|last| settle(&mut self.shards, last, outputs));
@@ -390,9 +395,9 @@ impl Split {
             }
         }
         if let Some(shard) = self.shards.get_mut(room.shard) {
-            shard.gave(length, length.div_ceil(self.density) + 1);
+            shard.gave(length, Slots(length.div_ceil(self.density) + 1));
         }
-        self.density = (self.density * 2).min(PAGE as u64);
+        self.density = (self.density * 2).min(page() as u64);
         Ok(())
     }
 
@@ -403,7 +408,7 @@ impl Split {
             shard.gave(moved, room.slots);
         }
         if room.slots > Split::SMALL_PIPE {
-            self.density = (moved / room.slots).clamp(1, PAGE as u64);
+            self.density = (moved / room.slots.0).clamp(1, page() as u64);
         }
         let mut buffer = vec![0; left.min(ASIDE) as usize];
         let mut left = left;

@@ -1,4 +1,5 @@
 //! What holds a process while its image is made safe.
+pub mod archive;
 pub mod cause;
 pub mod checkpoint;
 pub mod criu_log;
@@ -10,8 +11,10 @@ pub mod front;
 pub mod gate;
 mod holder;
 pub mod ids;
+pub mod link;
 pub mod restore;
 pub mod scratch;
 pub mod shell;
+mod stdio;
 pub mod tell;
 pub mod tree;

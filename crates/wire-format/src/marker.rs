@@ -19,6 +19,9 @@ pub struct Marker {
     pub image_id: Option<ImageId>,
     /// The shard that it belongs to; in the first marker of a shard.
     pub shard: Option<Shard>,
+    /// The image that this one is an increment of; in the first marker of a stream and of every
+    /// shard.
+    pub parent_id: Option<ImageId>,
     /// With the end of `inventory.img`: all files of the image have been named.
     pub all_named: bool,
 }
@@ -49,11 +52,11 @@ pub enum MarkerError {
     NoBody,
     /// A file name that is not a path component.
     Name(NameError),
-    /// An image id or a split id that is not 16 bytes long, or a shard index past the count.
+    /// An id that is not 16 bytes long, or a shard index past the count.
     Identity,
 }
 
-/// The marker as protobuf has it (DESIGN.md section 3).
+/// The marker as protobuf has it (docs/design.md section 3).
 #[derive(Clone, PartialEq, Message)]
 struct Wire {
     #[prost(uint64, tag = "1")]
@@ -70,6 +73,8 @@ struct Wire {
     all_named: bool,
     #[prost(bool, tag = "104")]
     metadata: bool,
+    #[prost(bytes = "vec", tag = "105")]
+    parent_id: Vec<u8>,
     #[prost(bytes = "vec", tag = "106")]
     split_id: Vec<u8>,
 }
@@ -89,7 +94,7 @@ enum WireBody {
 impl Marker {
     /// A marker that carries no identity.
     pub fn new(seq: u64, body: Body) -> Marker {
-        Marker { seq, body, image_id: None, shard: None, all_named: false }
+        Marker { seq, body, image_id: None, shard: None, parent_id: None, all_named: false }
     }
 
     /// Appends the marker to `out`, its length field first.
@@ -102,15 +107,13 @@ impl Marker {
                 Body::FileEof => WireBody::FileEof(true),
                 Body::ImageEof => WireBody::ImageEof(true),
             }),
-            image_id: self.image_id.map_or_else(Vec::new, |id| id.0.to_vec()),
+            image_id: id_bytes(self.image_id.map(|id| id.0)),
             shard_index: self.shard.map_or(0, |shard| shard.index),
             shard_count: self.shard.map_or(0, |shard| shard.count),
             all_named: self.all_named,
             metadata: self.shard.is_some_and(|shard| shard.metadata),
-            split_id: self
-                .shard
-                .and_then(|shard| shard.split_id)
-                .map_or_else(Vec::new, |id| id.0.to_vec()),
+            parent_id: id_bytes(self.parent_id.map(|id| id.0)),
+            split_id: id_bytes(self.shard.and_then(|shard| shard.split_id).map(|id| id.0)),
         };
         // A name has at most 255 bytes, so a marker never comes near `MARKER_MAX`, and a `Vec`
         // takes all that is written into it.
@@ -137,6 +140,7 @@ impl Marker {
         };
         let image_id = id(&wire.image_id)?.map(ImageId);
         let split_id = id(&wire.split_id)?.map(SplitId);
+        let parent_id = id(&wire.parent_id)?.map(ImageId);
         let shard = match (wire.shard_index, wire.shard_count) {
             (0, 0) => None,
             (index, count) if index < count => {
@@ -144,8 +148,12 @@ impl Marker {
             }
             _ => return Err(MarkerError::Identity),
         };
-        Ok(Marker { seq: wire.seq, body, image_id, shard, all_named: wire.all_named })
+        Ok(Marker { seq: wire.seq, body, image_id, shard, parent_id, all_named: wire.all_named })
     }
+}
+
+fn id_bytes(id: Option<[u8; 16]>) -> Vec<u8> {
+    id.map_or_else(Vec::new, |id| id.to_vec())
 }
 
 /// 16 bytes, or none where the field is absent.
@@ -212,8 +220,10 @@ mod tests {
         for body in [name("pages-1.img"), Body::FileData(u32::MAX), Body::FileEof, Body::ImageEof] {
             for seq in [0, 1, u64::MAX] {
                 for (image_id, shard) in identities.into_iter().zip(shards) {
+                    let parent_id = shard.and(image_id);
                     let all_named = seq == 1;
-                    let marker = Marker { seq, body: body.clone(), image_id, shard, all_named };
+                    let body = body.clone();
+                    let marker = Marker { seq, body, image_id, shard, parent_id, all_named };
                     assert_eq!(Marker::decode(&bytes(&marker)[4..]), Ok(marker));
                 }
             }
@@ -237,6 +247,7 @@ mod tests {
         assert_eq!(Marker::decode(b"\x12\x02\xff\xfe"), Err(MarkerError::Undecodable));
         assert!(matches!(Marker::decode(b"\x12\x02.."), Err(MarkerError::Name(_))));
         assert_eq!(Marker::decode(b"\x20\x01\xa2\x06\x01x"), Err(MarkerError::Identity));
+        assert_eq!(Marker::decode(b"\x20\x01\xca\x06\x01x"), Err(MarkerError::Identity));
         assert_eq!(Marker::decode(b"\x20\x01\xd2\x06\x01x"), Err(MarkerError::Identity));
         assert_eq!(Marker::decode(b"\x20\x01\xa8\x06\x04\xb0\x06\x04"), Err(MarkerError::Identity));
     }

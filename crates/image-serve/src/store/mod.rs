@@ -1,4 +1,4 @@
-//! Where the image rests until CRIU reads it.
+//! Holds the image until CRIU reads it.
 //!
 //! CRIU reads in another order than it wrote, so what it has not asked for must be held. Small
 //! files rest in ordinary memory and may be read any number of times. What is larger rests in
@@ -13,7 +13,7 @@ mod pipes;
 pub(crate) use incoming::Incoming;
 pub(crate) use pipes::{NoPipe, Pipes, Resting};
 
-use pipe_io::Region;
+use pipe_io::{Bytes, Region};
 use std::collections::{HashMap, VecDeque};
 use std::io::{self, ErrorKind, Read};
 use std::sync::Arc;
@@ -139,6 +139,16 @@ impl Store {
         self.files.insert(name, file);
     }
 
+    /// The names of all files.
+    pub(crate) fn names(&self) -> impl Iterator<Item = &FileName> {
+        self.files.keys()
+    }
+
+    /// A file, where it rests.
+    pub(crate) fn pieces(&self, name: &FileName) -> Option<&Pieces> {
+        self.files.get(name)?.pieces.as_ref()
+    }
+
     /// Takes what has come of a file.
     pub(crate) fn begin(&mut self, name: FileName, pieces: Pieces) {
         let file = File { pieces: Some(pieces), complete: false, was_handed_out: false };
@@ -242,8 +252,9 @@ impl std::fmt::Display for Census {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let Census { pipes, regions, kept, ranges } = self;
         if *ranges > 0 {
-            return write!(f, "{ranges} bytes stay in the file that stdin is");
+            return write!(f, "{} stay in the file that stdin is", Bytes(*ranges));
         }
-        write!(f, "holding {pipes} bytes in pipes, {} in memory", regions + kept)
+        let (pipes, memory) = (Bytes(*pipes), Bytes(regions + kept));
+        write!(f, "holding {pipes} in pipes, {memory} in memory")
     }
 }
