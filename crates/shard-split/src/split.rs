@@ -60,7 +60,7 @@ pub(crate) fn run(args: Args) -> Result<(), Failure<Error>> {
             pending: Vec::new(),
             next_seq: 0,
             seen: 0,
-            favourite: 0,
+            favourite: usize::from(metadata_first),
             density: page() as u64,
         };
         split.run(image_id, split_id, first, &mut outputs)?;
@@ -165,6 +165,7 @@ impl Split {
             self.await_input()?;
             marker = self.input.next_marker()?;
         }
+        self.finish_sorting()?;
         self.let_go()?;
         Ok(self.number(Body::ImageEof))
     }
