@@ -17,6 +17,7 @@ mod failures;
 mod lazy;
 mod migration;
 mod page_server;
+mod runs;
 mod safety;
 mod serving;
 mod streams;
