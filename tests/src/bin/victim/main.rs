@@ -7,12 +7,14 @@
 //! TCP socket. Each process writes what it has seen into a status file in DIR,
 //! or what it found wrong, which must never happen: see [`status`].
 //!
-//! `victim count FILE` only counts, for demonstrations. `victim stamp FILE` stamps
+//! `victim change DIR MEGABYTES` changes its memory by a rule, and `victim check DIR` tells whether
+//! it is as the rule says. `victim count FILE` only counts, for demonstrations. `victim stamp FILE` stamps
 //! its memory, so that an image shows of which moments it is.
 //!
 //! All make themselves leaders of their own session, with standard input,
 //! output and error on `/dev/null`: CRIU wants to see nothing of the caller's.
 
+mod change;
 mod count;
 mod head;
 mod heap;
@@ -27,6 +29,8 @@ use nix::unistd;
 
 const USAGE: &str = "\
 Usage: victim tree DIR [--processes N] [--megabytes N] [--no-tcp] [--undumpable]
+       victim change DIR MEGABYTES
+       victim check DIR
        victim count FILE
        victim stamp FILE MEGABYTES
 
@@ -34,6 +38,8 @@ tree   N processes (4 or more; 4 unless said) that hold N megabytes of changing
        heap together (300 unless said). One of them answers on the loopback
        port named in DIR/port, unless --no-tcp; with --undumpable the last
        one holds a socket that CRIU refuses to dump.
+change two processes with so much memory, of which each step changes some pages
+check  whether both go on, and all of that memory is as it should be
 count  write a number that rises ten times a second to FILE
 stamp  write a number into all pages of so much memory, one after the other, and
        then to FILE, and begin again with the next number";
@@ -49,6 +55,18 @@ fn main() -> ExitCode {
             Some(tree) => leave_the_callers_session().and_then(|()| tree.run()),
             None => return usage(),
         },
+        ["change", directory, megabytes] => match megabytes.parse() {
+            Ok(megabytes) => {
+                leave_the_callers_session().and_then(|()| change::run(directory, megabytes))
+            }
+            Err(_) => return usage(),
+        },
+        // Started by `change` only.
+        ["changer", directory, megabytes] => match megabytes.parse() {
+            Ok(megabytes) => change::change(std::path::Path::new(directory), megabytes),
+            Err(_) => return usage(),
+        },
+        ["check", directory] => change::check(directory),
         ["count", file] => leave_the_callers_session().and_then(|()| count::count(file)),
         ["stamp", file, megabytes] => match megabytes.parse() {
             Ok(megabytes) => {
