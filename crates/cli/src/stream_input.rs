@@ -248,7 +248,8 @@ impl StreamInput {
             Ok(None) => Ok(()),
             Err(ReadError::Io(error)) => Err(self.failed(error)),
             // Whether they are a marker or not: nothing may be there.
-            Ok(Some(_)) | Err(ReadError::Truncated(_) | ReadError::Marker(..)) => {
+            Ok(Some(_))
+            | Err(ReadError::Truncated(_) | ReadError::Marker(..) | ReadError::Foreign(_)) => {
                 Err(InputError::Grammar(self.place.clone(), position, GrammarError::AfterEnd))
             }
         }

@@ -1,4 +1,4 @@
-//! What a stream comes from or goes to.
+//! The ends of a stream: pipes, files and sockets.
 
 use crate::inherit::{self, Direction, Refusal};
 use crate::{pipe, poll};
@@ -171,6 +171,12 @@ fn kind(fd: &OwnedFd) -> Result<Kind, Refusal> {
         SFlag::S_IFCHR if fd.is_terminal() => Err(Refusal::Terminal),
         SFlag::S_IFCHR => Ok(Kind::Device),
         _ => Err(Refusal::NoStream),
+    }
+}
+
+impl From<Endpoint> for OwnedFd {
+    fn from(endpoint: Endpoint) -> OwnedFd {
+        endpoint.fd
     }
 }
 

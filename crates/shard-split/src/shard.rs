@@ -4,7 +4,7 @@ use crate::debt::Debt;
 use crate::error::Error;
 use crate::ledger::Ledger;
 use cli::{Counters, Place};
-use pipe_io::pipe::{self, PAGE};
+use pipe_io::pipe::{self, Slots};
 use pipe_io::{Endpoint, poll};
 use std::io::{self, Write};
 use std::sync::Arc;
@@ -27,9 +27,9 @@ pub(crate) struct Shard {
     given: u64,
     ledger: Ledger,
     /// How many page slots were free when they were looked at, less what was put in since.
-    free_at_least: u64,
+    free_at_least: Slots,
     /// Page slots of its pipe.
-    slots: u64,
+    slots: Slots,
     debt: Debt,
     /// Since when it has had no room, while there was something to be written.
     blocked: Option<Instant>,
@@ -43,8 +43,8 @@ impl Shard {
         endpoint: Endpoint,
         counters: Arc<Counters>,
     ) -> Result<Shard, Error> {
-        let slots = match pipe::capacity(&endpoint) {
-            Ok(bytes) => bytes.div_ceil(PAGE) as u64,
+        let slots = match Slots::of(&endpoint) {
+            Ok(slots) => slots,
             Err(error) => return Err(Error::Shard(place, error)),
         };
         Ok(Shard {
@@ -56,7 +56,7 @@ impl Shard {
             counters,
             given: 0,
             ledger: Ledger::default(),
-            free_at_least: 0,
+            free_at_least: Slots::default(),
             slots,
             debt: Debt::default(),
             blocked: None,
@@ -79,7 +79,7 @@ impl Shard {
     }
 
     /// How many page slots are free now.
-    pub(crate) fn free(&mut self) -> Result<u64, Error> {
+    pub(crate) fn free(&mut self) -> Result<Slots, Error> {
         let queued = pipe::queued(&self.endpoint).map_err(|error| self.failed(error))?;
         self.free_at_least = self.slots.saturating_sub(self.ledger.taken(queued as u64));
         Ok(self.free_at_least)
@@ -91,12 +91,12 @@ impl Shard {
     }
 
     /// How many page slots are free at least, without looking.
-    pub(crate) fn free_at_least(&self) -> u64 {
+    pub(crate) fn free_at_least(&self) -> Slots {
         self.free_at_least
     }
 
     /// How many page slots there are in all.
-    pub(crate) fn slots(&self) -> u64 {
+    pub(crate) fn slots(&self) -> Slots {
         self.slots
     }
 
@@ -116,10 +116,11 @@ impl Shard {
     }
 
     /// Writes bytes as far as there is room, and owes the rest.
-    pub(crate) fn write(&mut self, bytes: &[u8], free: u64) -> Result<(), Error> {
-        if bytes.len().div_ceil(PAGE) as u64 <= free && !self.is_in_debt() {
+    pub(crate) fn write(&mut self, bytes: &[u8], free: Slots) -> Result<(), Error> {
+        let slots = Slots::for_bytes(bytes.len());
+        if slots <= free && !self.is_in_debt() {
             (&self.endpoint).write_all(bytes).map_err(|error| self.failed(error))?;
-            self.gave(bytes.len() as u64, bytes.len().div_ceil(PAGE) as u64);
+            self.gave(bytes.len() as u64, slots);
             return Ok(());
         }
         self.owe(bytes)
@@ -132,7 +133,7 @@ impl Shard {
     }
 
     /// Notes that bytes were put into it, in at most that many slots.
-    pub(crate) fn gave(&mut self, bytes: u64, slots: u64) {
+    pub(crate) fn gave(&mut self, bytes: u64, slots: Slots) {
         self.given += bytes;
         self.counters.add(self.index, bytes);
         self.ledger.put(bytes, slots);
@@ -157,7 +158,7 @@ impl Shard {
             let written =
                 (&self.endpoint).write(self.debt.page()).map_err(|error| self.failed(error))?;
             self.debt.pay(written);
-            self.gave(written as u64, 1);
+            self.gave(written as u64, Slots(1));
         }
         Ok(())
     }

@@ -69,6 +69,8 @@ pub(crate) enum Weight {
     Reader,
     /// A filter was killed: that is a cause by itself.
     Killed,
+    /// The other host says why.
+    Told,
 }
 
 /// What may have failed first; what comes to light soon may tell better.
@@ -223,6 +225,11 @@ impl Holder {
             true => self.fail(suspicion.cause),
             false => self.suspicion = Some(suspicion),
         }
+    }
+
+    /// Whether something may have failed.
+    pub(crate) fn is_suspicious(&self) -> bool {
+        self.suspicion.is_some()
     }
 
     /// Fails, unless CRIU is letting the tree go: then nothing can be undone.
