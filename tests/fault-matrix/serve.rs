@@ -74,6 +74,7 @@ pub(crate) fn criu(table: &mut Table) {
     for (point, steps) in STEPS {
         let message = match steps {
             1..=3 | 7 => "CRIU: hung up within a request",
+            4 => "CRIU: core-1.img: closed unread: CRIU has failed*",
             _ => "CRIU: hung up without asking for inventory.img: nothing was restored",
         };
         table.cell("CRIU", &format!("gone {point}"), refused(message), |scene| {
@@ -92,6 +93,15 @@ pub(crate) fn criu(table: &mut Table) {
             running
         });
     }
+    table.cell("CRIU", "closes a pipe unread", refused("CRIU: core-1.img: closed*"), |scene| {
+        let running = start(scene);
+        let mut client = connect(scene);
+        client.read("inventory.img").expect("a reply");
+        drop(client.open("core-1.img").expect("a reply"));
+        running.wait_for("unread core-1.img");
+        scene.keep(client);
+        running
+    });
     table.cell("CRIU", "closes a pipe half read", End::Success, |scene| {
         let running = start(scene);
         let mut client = connect(scene);

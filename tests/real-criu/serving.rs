@@ -277,6 +277,7 @@ fn huge_pages_come_back(name: &str, sharing: &str) {
         if !restored && run.last_words().contains("Can't read pages data (-") {
             assert_eq!(status, 1, "{messages}");
             assert!(messages.contains("pages-1.img: asked for again"), "{messages}");
+            assert!(messages.contains("--directory"), "{messages}");
             skip::<()>(name, "this CRIU can't restore private huge pages from any stream");
             return;
         }
@@ -284,4 +285,72 @@ fn huge_pages_come_back(name: &str, sharing: &str) {
         assert!(restored, "criu failed:\n{}", run.last_words());
         wait_for("the victim goes on", || (victim.count() > dumped + 5).then_some(()));
     }
+}
+
+/// CRIU asks fstat for the size of the rules, and 0 is what a pipe has.
+#[test]
+fn nftables_rules_are_not_lost_in_silence_and_come_back_from_a_directory() {
+    const NAME: &str = "nftables_rules_are_not_lost_in_silence";
+    const RULES: &str = "nft add table inet t && nft add chain inet t c &&
+        nft add rule inet t c counter && exec sleep 1000";
+
+    let Some(bench) = Bench::set_up(NAME) else {
+        return;
+    };
+    if Command::new("nft").arg("--version").output().is_err() {
+        skip::<()>(NAME, "no nft here");
+        return;
+    }
+    let mut victim = Command::new("setsid")
+        .args(["unshare", "--net", "sh", "-c", RULES])
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("start the victim");
+    let pid = pid_of(&victim).as_raw();
+    let is_there = || fs::read_to_string(format!("/proc/{pid}/comm")).ok();
+    wait_for("its rules", || (is_there()? == "sleep\n").then_some(()));
+    let before = rules(pid);
+    assert!(before.contains("counter"), "{before}");
+
+    let [dump, restore, files] = ["dump", "restore", "files"].map(|side| bench.directory(side));
+    let mut pipeline = Pipeline::start(&bench, "dump", DUMP);
+    pipeline.wait_for_progress("dump.progress", "socket-init");
+    bench.criu.dump(Image::Stream, &dump, pid, &[]).must_succeed();
+    pipeline.must_succeed();
+    victim.wait().expect("reap the victim");
+
+    let script = "image-serve -D restore -p 3 3>restore.progress < image";
+    let mut pipeline = Pipeline::start(&bench, "restore", script);
+    pipeline.wait_for_progress("restore.progress", "socket-init");
+    let restored = bench.criu.restore(Image::Stream, &restore, &[]).succeeds();
+    let (status, messages) = (pipeline.status(), pipeline.messages());
+    println!("{NAME}: {}", messages.trim());
+    // A CRIU that reads them from a pipe may come.
+    if !restored {
+        // What CRIU had begun to restore is dead, and this process's own to reap.
+        wait_for("the end of what CRIU has begun", || {
+            let flags = Some(nix::sys::wait::WaitPidFlag::WNOHANG);
+            let _ = nix::sys::wait::waitpid(pid_of(&victim), flags);
+            is_there().is_none().then_some(())
+        });
+        assert_eq!(status, 1, "{messages}");
+        assert!(messages.contains("closed unread"), "{messages}");
+        let progress = fs::read_to_string(bench.scratch().join("restore.progress"));
+        assert!(progress.expect("its progress").contains("\nunread nftables-"));
+        Pipeline::start(&bench, "extract", "image-extract -D files < image").must_succeed();
+        bench.criu.restore(Image::Files, &files, &[]).must_succeed();
+    }
+    let after = rules(pid);
+    let _ = nix::sys::signal::kill(pid_of(&victim), nix::sys::signal::Signal::SIGKILL);
+    let _ = nix::sys::wait::waitpid(pid_of(&victim), None);
+    assert_eq!(after, before);
+}
+
+/// The rules of a process, without what they have counted.
+fn rules(pid: i32) -> String {
+    let list = ["-t", &pid.to_string(), "-n", "nft", "-s", "list", "ruleset"];
+    let output = Command::new("nsenter").args(list).output().expect("start nsenter");
+    String::from_utf8_lossy(&output.stdout).into_owned()
 }

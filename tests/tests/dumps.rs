@@ -47,6 +47,17 @@ fn a_dump_without_its_inventory_is_refused() {
 }
 
 #[test]
+fn a_dump_whose_memory_went_elsewhere_is_refused() {
+    let captured = refused_dump("no memory", |mut client| {
+        client.send("mm-1.img", b"mm").expect("capture reads");
+        // The refusal may come before the last byte.
+        let _ = client.send("inventory.img", b"\x16\x31\x31\x58\x03\0\0\0abc");
+    });
+    let stderr = captured.stderr.join("\n");
+    assert!(stderr.contains("no pages-N.img"), "{stderr}");
+}
+
+#[test]
 fn a_criu_killed_in_the_middle_of_a_file_is_refused() {
     refused_dump("killed in a file", |mut client| {
         let mut pages = client.open("pages-1.img").expect("a pipe");

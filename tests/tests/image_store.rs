@@ -441,17 +441,21 @@ fn with_few_descriptors_the_rest_is_held_in_memory() {
 }
 
 /// What is not filled takes no address space either, which `ulimit -v` and strict
-/// overcommitting count.
+/// overcommitting count. And a program may have some 65,000 mappings.
 #[test]
-fn many_files_of_middle_size_take_little_address_space() {
+fn many_files_of_middle_size_take_little_address_space_and_few_mappings() {
     const LITTLE: [&str; 3] = ["sh", "-c", "ulimit -v 524288 && exec \"$0\" \"$@\""];
+    const FILES: usize = 200;
     let mut random = Random::new(4);
-    let mut files = image(MIB);
-    files.extend((0..200).map(|index| (format!("pages-{index}.img"), random.bytes(200_000))));
-    let stream = stream(&files, MIB);
-    for store in ["auto", "memory"] {
+    for (size, store) in [(100_000, "auto"), (200_000, "auto"), (200_000, "memory")] {
+        let mut files = image(MIB);
+        files.extend((0..FILES).map(|index| (format!("pages-{index}.img"), random.bytes(size))));
+        let stream = stream(&files, MIB);
         let dir = directory();
         let serving = hold(serve_by(&LITTLE, dir.path(), store), &stream);
+        let maps = fs::read_to_string(format!("/proc/{}/maps", serving.pid())).expect("its maps");
+        let mappings = maps.lines().count();
+        assert!(mappings < FILES / 2, "{mappings} mappings for {FILES} files of {size} bytes");
         fetch(dir.path(), serving, &files, store);
     }
 }

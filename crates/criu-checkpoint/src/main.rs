@@ -68,6 +68,12 @@ struct Args {
     #[arg(long, help_heading = "Image", verbatim_doc_comment)]
     unnamed_shards: bool,
 
+    /// Take the file or directory PATH along
+    ///
+    /// tar(1) archives it while the tree is frozen. May be repeated.
+    #[arg(long, value_name = "PATH", help_heading = "Image", verbatim_doc_comment)]
+    fs: Vec<PathBuf>,
+
     /// Read the image back by COMMAND before letting go
     ///
     /// COMMAND is what criu-restore would be given. All of the image is read
@@ -79,9 +85,13 @@ struct Args {
     #[arg(short = 'D', long, value_name = "DIR", help_heading = "Reporting")]
     images_dir: Option<PathBuf>,
 
-    /// Print the result as a line of JSON on stdout
-    #[arg(long, help_heading = "Reporting")]
+    /// Write the result as a line of JSON to stdout
+    #[arg(long, help_heading = "Reporting", conflicts_with = "json_fd")]
     json: bool,
+
+    /// Write that line to FD
+    #[arg(long, value_name = "FD", help_heading = "Reporting")]
+    json_fd: Option<cli::Fd>,
 
     /// Say only what goes wrong
     #[arg(short, long, help_heading = "Reporting", conflicts_with = "verbose")]

@@ -2,9 +2,12 @@
 
 use crate::{Args, NAME};
 use nix::unistd::Pid;
+use pipe_io::inherit::{self, Direction, Refusal};
 use std::env;
 use std::ffi::OsString;
 use std::fmt;
+use std::os::fd::{OwnedFd, RawFd};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 use supervise::checkpoint::Plan;
@@ -14,6 +17,8 @@ use supervise::shell::{criu_to_use, mentions_shard};
 /// What is wrong with a command line.
 #[derive(Debug)]
 enum UsageError {
+    /// The result cannot be written there.
+    Json(RawFd, Refusal),
     Option(OptionError),
     /// There is no command, or not one argument.
     Command,
@@ -21,6 +26,8 @@ enum UsageError {
     NoText,
     /// It would write all shards to one place.
     OneShard,
+    /// A relative path, and the current directory is gone.
+    Path(PathBuf),
     /// A word that belongs to nothing.
     Word(OsString),
 }
@@ -51,10 +58,11 @@ pub(crate) fn parse() -> Result<(Args, Plan), ExitCode> {
         shards: args.shards,
         command,
         verify: args.verify.clone(),
+        files: files(&args).map_err(wrong)?,
         time_limit: Duration::from_secs(args.time_limit.into()),
         criu_options: split.criu,
         criu: criu_to_use(),
-        json: args.json,
+        json: json(&args).map_err(wrong)?,
     };
     Ok((args, plan))
 }
@@ -66,9 +74,26 @@ fn one_command(behind: Option<Vec<OsString>>) -> Result<String, UsageError> {
     }
 }
 
+fn files(args: &Args) -> Result<Vec<PathBuf>, UsageError> {
+    let absolute =
+        |path: &PathBuf| std::path::absolute(path).map_err(|_| UsageError::Path(path.clone()));
+    args.fs.iter().map(absolute).collect()
+}
+
+/// Where the line of JSON goes.
+fn json(args: &Args) -> Result<Option<OwnedFd>, UsageError> {
+    let fd = args.json_fd.map(|fd| fd.0).or(args.json.then_some(1));
+    let open = |fd| {
+        let file = inherit::duplicate(fd, Direction::Output);
+        file.map_err(|refusal| UsageError::Json(fd, refusal))
+    };
+    fd.map(open).transpose()
+}
+
 impl fmt::Display for UsageError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            UsageError::Json(fd, refusal) => write!(f, "the result (fd {fd}): {refusal}"),
             UsageError::Option(error) => error.fmt(f),
             UsageError::Command => f.write_str(
                 "the command that takes the image is missing, or not one argument after --",
@@ -77,6 +102,11 @@ impl fmt::Display for UsageError {
             UsageError::OneShard => f.write_str(
                 "the command does not mention SHARD, so all shards would go to one place; \
                  --unnamed-shards if that is right",
+            ),
+            UsageError::Path(path) => write!(
+                f,
+                "--fs {}: a relative name, and the current directory is gone",
+                path.display()
             ),
             UsageError::Word(word) => {
                 let word = word.to_string_lossy();

@@ -8,7 +8,7 @@ use pipe_io::poll::{self, PollFd, PollFlags};
 use prost::Message;
 use std::fs::File;
 use std::io::{self, ErrorKind, IoSlice, Read, Write};
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -33,6 +33,14 @@ impl Client {
 
     /// A whole file; `None` if the image has none of this name.
     pub fn read(&mut self, name: &str) -> io::Result<Option<Vec<u8>>> {
+        match self.open(name)? {
+            Some(file) => self.read_to_end(File::from(file)).map(Some),
+            None => Ok(None),
+        }
+    }
+
+    /// The pipe that a file comes out of; `None` if the image has none of this name.
+    pub fn open(&mut self, name: &str) -> io::Result<Option<OwnedFd>> {
         let request = Request { filename: name.to_owned() };
         self.set_limit()?;
         let mut message = (request.encoded_len() as u32).to_le_bytes().to_vec();
@@ -46,8 +54,7 @@ impl Client {
         let rights = [ControlMessage::ScmRights(&fds)];
         let byte = [IoSlice::new(&[0])];
         sendmsg::<()>(self.socket.as_raw_fd(), &byte, &rights, MsgFlags::MSG_NOSIGNAL, None)?;
-        drop(write);
-        self.read_to_end(File::from(read)).map(Some)
+        Ok(Some(read))
     }
 
     fn receive_reply(&mut self) -> io::Result<bool> {

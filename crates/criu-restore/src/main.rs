@@ -55,6 +55,18 @@ struct Args {
     #[arg(long, verbatim_doc_comment)]
     directory: bool,
 
+    /// Put back the files that criu-checkpoint --fs took along
+    ///
+    /// They are in their places before anything runs.
+    #[arg(long, verbatim_doc_comment)]
+    fs: bool,
+
+    /// Give the tree our own standard input, output and error
+    ///
+    /// In place of those of its root that were pipes.
+    #[arg(long, help_heading = "Tree", verbatim_doc_comment)]
+    stdio: bool,
+
     /// Stay until the tree ends, and end as its root does
     ///
     /// Signals are passed on to the root.
@@ -76,9 +88,13 @@ struct Args {
     #[arg(short = 'D', long, value_name = "DIR", help_heading = "Reporting")]
     images_dir: Option<PathBuf>,
 
-    /// Print the result as a line of JSON on stdout
-    #[arg(long, help_heading = "Reporting")]
+    /// Write the result as a line of JSON to stdout
+    #[arg(long, help_heading = "Reporting", conflicts_with = "json_fd")]
     json: bool,
+
+    /// Write that line to FD
+    #[arg(long, value_name = "FD", help_heading = "Reporting")]
+    json_fd: Option<cli::Fd>,
 
     /// Say only what goes wrong
     #[arg(short, long, help_heading = "Reporting", conflicts_with = "verbose")]

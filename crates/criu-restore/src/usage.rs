@@ -1,10 +1,12 @@
 //! From the command line to a plan.
 
 use crate::{Args, NAME};
+use pipe_io::inherit::{self, Direction, Refusal};
 use std::env;
 use std::ffi::OsString;
 use std::fmt;
 use std::io::{self, IsTerminal};
+use std::os::fd::{OwnedFd, RawFd};
 use std::process::ExitCode;
 use std::time::Duration;
 use supervise::criu_options::{self, OptionError};
@@ -14,6 +16,8 @@ use supervise::shell::{criu_to_use, mentions_shard};
 /// What is wrong with a command line.
 #[derive(Debug)]
 enum UsageError {
+    /// The result cannot be written there.
+    Json(RawFd, Refusal),
     Option(OptionError),
     /// More than one argument behind `--`.
     Command,
@@ -59,11 +63,13 @@ pub(crate) fn parse() -> Result<(Args, Plan), ExitCode> {
         shards: args.shards,
         command,
         by_directory: args.directory,
+        files: args.fs,
+        stdio: args.stdio,
         wait: args.wait,
         time_limit: Duration::from_secs(args.time_limit.into()),
         criu_options: split.criu,
         criu: criu_to_use(),
-        json: args.json,
+        json: json(&args).map_err(wrong)?,
     };
     Ok((args, plan))
 }
@@ -77,9 +83,20 @@ fn command(behind: Option<Vec<OsString>>) -> Result<Option<String>, UsageError> 
     }
 }
 
+/// Where the line of JSON goes.
+fn json(args: &Args) -> Result<Option<OwnedFd>, UsageError> {
+    let fd = args.json_fd.map(|fd| fd.0).or(args.json.then_some(1));
+    let open = |fd| {
+        let file = inherit::duplicate(fd, Direction::Output);
+        file.map_err(|refusal| UsageError::Json(fd, refusal))
+    };
+    fd.map(open).transpose()
+}
+
 impl fmt::Display for UsageError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            UsageError::Json(fd, refusal) => write!(f, "the result (fd {fd}): {refusal}"),
             UsageError::Option(error) => error.fmt(f),
             UsageError::Command => {
                 f.write_str("the command that writes the image is to be one argument after --")

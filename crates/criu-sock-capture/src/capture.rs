@@ -158,6 +158,7 @@ impl Capture {
     /// the command must have ended, unless CRIU waits for the end of the stream.
     fn is_complete(&mut self, child: Option<&Child>) -> Result<bool, Error> {
         match &mut self.dump {
+            Some(dump) if dump.has_sent_inventory() && dump.lacks_memory() => Err(Error::NoMemory),
             Some(dump) if self.end_at_inventory && dump.has_sent_inventory() => {
                 if dump.has_hung_up() {
                     Err(Error::DidNotWait)

@@ -18,6 +18,10 @@ pub(crate) struct Dump {
     begun: bool,
     /// Whether a file was sent that CRIU has only when the process is frozen.
     frozen: bool,
+    /// Whether a file was sent that describes the address space of a process.
+    address_space: bool,
+    /// Whether a file was sent that has memory.
+    memory: bool,
     /// Whether the file was sent that CRIU sends last.
     inventory: bool,
     hung_up: bool,
@@ -40,6 +44,8 @@ impl Dump {
             announced: None,
             begun: false,
             frozen: false,
+            address_space: false,
+            memory: false,
             inventory: false,
             hung_up: false,
         }
@@ -60,6 +66,8 @@ impl Dump {
                     let froze = !self.frozen && name.as_str() != CPUINFO;
                     self.begun = true;
                     self.frozen |= froze;
+                    self.address_space |= name.as_str().starts_with("mm-");
+                    self.memory |= name.as_str().starts_with("pages-");
                     self.inventory |= name.as_str() == INVENTORY;
                     self.announced = Some(name);
                     if froze {
@@ -87,6 +95,12 @@ impl Dump {
             (None, Err(error)) => Err(error),
             (None, Ok(Some(News::Frozen) | None)) => Ok(()),
         }
+    }
+
+    /// Whether there are processes without a page of memory: it went elsewhere, as with `criu dump
+    /// --page-server`.
+    pub(crate) fn lacks_memory(&self) -> bool {
+        self.address_space && !self.memory
     }
 
     /// Whether CRIU has begun to send a file and its pipe has not come.

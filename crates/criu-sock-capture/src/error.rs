@@ -25,6 +25,8 @@ pub(crate) enum Error {
     NameClash(FileName),
     /// CRIU hung up without having sent `inventory.img`.
     DumpFailed,
+    /// CRIU has sent processes without their memory.
+    NoMemory,
     /// CRIU ended within `inventory.img`.
     InventoryCut,
     /// With `--end-at-inventory`: CRIU has sent this file when all of the image was there.
@@ -76,6 +78,9 @@ impl fmt::Display for Error {
             }
             Error::DumpFailed => f.write_str(
                 "CRIU: hung up before inventory.img: the dump failed, there is no image",
+            ),
+            Error::NoMemory => f.write_str(
+                "CRIU: no pages-N.img: the memory of the processes went elsewhere, there is no image",
             ),
             Error::InventoryCut => {
                 f.write_str("CRIU: inventory.img is cut short: the dump failed, there is no image")

@@ -4,6 +4,7 @@ use crate::remap::RemapError;
 use crate::store::NoPipe;
 use cli::{ChildError, ClosingError, Failure, InputError, Place, reason};
 use criu_protocol::{ListenError, ProtocolError};
+use lazy_pages::PagemapError;
 use std::fmt;
 use std::io;
 use wire_format::FileName;
@@ -39,6 +40,14 @@ pub(crate) enum Error {
     Unread(FileName),
     /// CRIU has gone without having read the image.
     NotRestored,
+    /// Memory cannot be served on demand.
+    Lazy(lazy_pages::Error),
+    /// A pagemap does not say what can come late.
+    Pagemap(FileName, PagemapError),
+    /// The pages of a process are not there, or not as many as its pagemap has.
+    Pages(FileName, FileName),
+    /// CRIU reads this file as if no memory were to come late.
+    NotLazy(FileName),
     /// The command behind `--` has not done its part.
     Command(ChildError),
     /// The system refuses something basic.
@@ -53,7 +62,12 @@ impl Error {
     /// Whether the restore is known to have failed only by what CRIU left undone: then the command
     /// that has started CRIU says more.
     pub(crate) fn is_effect_of_criu_s_end(&self) -> bool {
-        matches!(self, Error::NotRestored | Error::Protocol(ProtocolError::Truncated))
+        matches!(
+            self,
+            Error::NotRestored
+                | Error::Protocol(ProtocolError::Truncated)
+                | Error::Lazy(lazy_pages::Error::NotRestored)
+        )
     }
 
     pub(crate) fn into_failure(self) -> Failure<Error> {
@@ -95,6 +109,14 @@ impl fmt::Display for Error {
             Error::NotRestored => {
                 f.write_str("CRIU: hung up without asking for inventory.img: nothing was restored")
             }
+            Error::Lazy(error) => error.fmt(f),
+            Error::Pagemap(name, error) => write!(f, "{name}: {error}"),
+            Error::Pages(name, pagemap) => write!(f, "{name}: not what {pagemap} says"),
+            Error::NotLazy(name) => write!(
+                f,
+                "CRIU: {name}: asked for without a connection to lazy-pages.socket: \
+                 criu restore needs --lazy-pages, and its working directory is DIR"
+            ),
             Error::Command(error) => error.fmt(f),
             Error::System(error) => f.write_str(&reason(error)),
         }
@@ -116,6 +138,12 @@ impl From<InputError> for Error {
 impl From<ProtocolError> for Error {
     fn from(error: ProtocolError) -> Error {
         Error::Protocol(error)
+    }
+}
+
+impl From<lazy_pages::Error> for Error {
+    fn from(error: lazy_pages::Error) -> Error {
+        Error::Lazy(error)
     }
 }
 

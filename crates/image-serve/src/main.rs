@@ -1,6 +1,7 @@
 //! `image-serve` gives an image stream to `criu restore`.
 
 mod error;
+mod lazy;
 mod load;
 mod outflow;
 mod remap;
@@ -90,6 +91,9 @@ struct Args {
         verbatim_doc_comment
     )]
     store: store::Choice,
+
+    #[command(flatten)]
+    lazy: lazy::LazyArgs,
 
     #[command(flatten)]
     command: CommandArgs,

@@ -1,6 +1,7 @@
 //! The restore: CRIU asks for files, and all that it has open are filled at once.
 
 use crate::error::Error;
+use crate::lazy::Lazy;
 use crate::outflow::{Outflow, Poured};
 use crate::store::{Found, Pieces, Store};
 use cli::{Child, Progress};
@@ -23,11 +24,13 @@ pub(crate) struct Restore<'a> {
     pub(crate) awaited: usize,
     pub(crate) clients: Vec<Client>,
     pub(crate) outflows: Vec<Outflow>,
-    pub(crate) progress: &'a mut Progress,
+    pub(crate) progress: &'a Progress,
     /// Whether it is known that CRIU can send one more pipe: what cannot be received is lost.
     pub(crate) has_room: bool,
     /// Whether the file was handed out that every restore begins with.
     pub(crate) begun: bool,
+    /// The memory that comes late, and who must be connected before it is left out.
+    pub(crate) lazy: Option<&'a Lazy>,
     /// What went wrong first: one connection's misfortune does not end the others.
     pub(crate) failed: Option<Error>,
 }
@@ -236,6 +239,9 @@ impl Restore<'_> {
                     }
                 }
                 Event::Request(name) => {
+                    if let (Some(lazy), Ok(name)) = (self.lazy, &name) {
+                        lazy.check_request(name)?;
+                    }
                     // A name that no file can have is one that does not exist.
                     client.promised = name.ok().and_then(|name| {
                         let pieces = self.hand_out(&name)?;

@@ -1,6 +1,7 @@
 //! From the stream to the restored process.
 
 use crate::error::Error;
+use crate::lazy::{Demand, Lazy};
 use crate::load::{self, Loaded};
 use crate::remap::{FILES, PortMove, RemapError, remap};
 use crate::restore::Restore;
@@ -19,13 +20,17 @@ pub(crate) fn run(args: Args) -> Result<(), Failure<Error>> {
     check_moves(&args.tcp_listen_remap)?;
     let mut descriptors = Descriptors::default();
     let stdin = descriptors.take(&Place::Stdin, inherit::Direction::Input)?;
-    let mut progress = Progress::open(args.common.progress_fd.0, &mut descriptors)?;
+    let progress = Progress::open(args.common.progress_fd.0, &mut descriptors)?;
     let external = descriptors.take_external(args.external, inherit::Direction::Output)?;
+
+    let demand = args.lazy.demand(&stdin, args.clients)?;
 
     let program = Program::new(NAME, args.common.verbose);
     let counters = Arc::new(Counters::new(1));
     let mut child = None;
     let outcome = (|| {
+        // Before there is a second thread.
+        let keeper = demand.as_ref().map(Demand::keeper).transpose()?;
         program.attend_signals(&counters).map_err(Error::System)?;
         // What is started later may gain privileges: sudo.
         if args.command.command.is_empty() {
@@ -38,6 +43,7 @@ pub(crate) fn run(args: Args) -> Result<(), Failure<Error>> {
             Ok((listener, path))
         })
         .map_err(Error::Listen)?;
+        let lazy = keeper.map(|keeper| Lazy::listen(&args.images_dir, keeper)).transpose()?;
         let external = external
             .into_iter()
             .map(|(name, place, endpoint)| (name, (place, Some(endpoint))))
@@ -51,6 +57,12 @@ pub(crate) fn run(args: Args) -> Result<(), Failure<Error>> {
             let moved = store.change(FILES, |files| remap(files, &moves));
             moved.unwrap_or(Err(RemapError::NoFiles)).map_err(Error::Remap)?;
         }
+        let late = match (&lazy, &demand) {
+            (Some(lazy), Some(demand)) => {
+                Some(lazy.leave_out(&mut store, input.endpoint(), demand)?)
+            }
+            _ => None,
+        };
         program.note(store.census());
         progress.finished(&counters);
         progress.socket_init();
@@ -63,12 +75,16 @@ pub(crate) fn run(args: Args) -> Result<(), Failure<Error>> {
             awaited: args.clients.get(),
             clients: Vec::new(),
             outflows: Vec::new(),
-            progress: &mut progress,
+            progress: &progress,
             has_room: false,
             begun: false,
+            lazy: lazy.as_ref(),
             failed: None,
         };
-        restore.run(&mut child)
+        match (&lazy, late) {
+            (Some(lazy), Some(late)) => lazy.serve(&late, &progress, || restore.run(&mut child)),
+            _ => restore.run(&mut child),
+        }
     })();
     // The socket, the image and all that CRIU reads from are closed.
     Child::conclude(child, outcome, Error::is_effect_of_criu_s_end).map_err(Error::into_failure)

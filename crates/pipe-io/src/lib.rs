@@ -11,6 +11,8 @@
 //! - [`relay`]: writing what cannot be written without waiting, through a pipe;
 //! - [`poll`](mod@poll): waiting;
 //! - [`process`]: starting programs, and waiting for them;
+//! - [`shared`]: a process that has our descriptors, and keeps them open when we die;
+//! - [`userfault`]: bringing the pages of another process's memory when they are touched;
 //! - [`socket`]: receiving descriptors from a peer;
 //! - [`inherit`]: the descriptors and signal dispositions that a program is started with.
 //!
@@ -28,9 +30,11 @@ mod random;
 mod reason;
 mod region;
 mod relay;
+pub mod shared;
 pub mod socket;
 pub mod splice;
 mod taken;
+pub mod userfault;
 
 pub use endpoint::{Endpoint, FileId, Kind, Patient};
 pub use intake::Intake;

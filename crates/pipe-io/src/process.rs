@@ -3,12 +3,13 @@
 use crate::inherit;
 use crate::pipe::Pipe;
 use nix::errno::Errno;
+use nix::sys::prctl;
 use nix::sys::signal::{SigHandler, SigSet, Signal, signal};
 use nix::sys::wait::{Id, WaitPidFlag, waitid};
-use nix::unistd::{Pid, setsid};
+use nix::unistd::{Pid, getpid, getppid, setsid};
 use std::fs;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Command, ExitStatus};
 use std::thread;
@@ -23,6 +24,21 @@ impl ExitWatch {
     pub fn new(pid: u32) -> io::Result<ExitWatch> {
         // Kernels before Linux 5.3 have no pidfd, and some sandboxes refuse it.
         pidfd(pid).or_else(|_| exit_pipe(pid)).map(ExitWatch)
+    }
+
+    /// Sends a signal to this process, and never to another that has its number now. That it has
+    /// ended is no error.
+    pub fn send(&self, signal: Signal) -> io::Result<()> {
+        let (fd, signal) = (self.0.as_raw_fd(), signal as libc::c_int);
+        let none = std::ptr::null::<libc::siginfo_t>();
+        // SAFETY: takes numbers; without a structure it tells the receiver what `kill` would.
+        match unsafe { libc::syscall(libc::SYS_pidfd_send_signal, fd, signal, none, 0) } {
+            0 => Ok(()),
+            _ => match io::Error::last_os_error() {
+                error if error.raw_os_error() == Some(libc::ESRCH) => Ok(()),
+                error => Err(error),
+            },
+        }
     }
 }
 
@@ -82,6 +98,21 @@ pub fn in_a_new_session(command: &mut Command) {
     let detach = || setsid().map(drop).map_err(io::Error::from);
     // SAFETY: between fork and exec it makes one system call, without memory.
     unsafe { command.pre_exec(detach) };
+}
+
+/// Has the program end, by SIGTERM, if the thread that starts it is killed.
+pub fn ending_with_us(command: &mut Command) {
+    let us = getpid();
+    let end_with_us = move || {
+        prctl::set_pdeathsig(Signal::SIGTERM)?;
+        match getppid() == us {
+            true => Ok(()),
+            // It was killed before it could be watched.
+            false => Err(io::ErrorKind::BrokenPipe.into()),
+        }
+    };
+    // SAFETY: between fork and exec it makes two system calls, without memory.
+    unsafe { command.pre_exec(end_with_us) };
 }
 
 /// Starts the program with these signals ignored. What is deaf to them keeps on with what it does

@@ -1,6 +1,7 @@
 //! Memory outside the heap, in pieces large enough for huge pages.
 
 use crate::pipe::page;
+use nix::errno::Errno;
 use nix::sys::mman::{MapFlags, MmapAdvise, ProtFlags, madvise, mmap_anonymous, munmap};
 use std::ffi::c_void;
 use std::io;
@@ -18,6 +19,7 @@ pub struct Region {
     start: NonNull<c_void>,
     capacity: usize,
     filled: usize,
+    is_huge: bool,
 }
 
 // SAFETY: the memory is this value's alone, like a `Box`'s.
@@ -31,7 +33,7 @@ impl Region {
         let start = map(capacity)?;
         // SAFETY: advice about a mapping that is ours; it changes no contents.
         let _ = unsafe { madvise(start, capacity, MmapAdvise::MADV_NOHUGEPAGE) };
-        Ok(Region { start, capacity, filled: 0 })
+        Ok(Region { start, capacity, filled: 0, is_huge: false })
     }
 
     /// Memory for `capacity` bytes, in huge pages as far as the system gives them: one fault for
@@ -48,7 +50,7 @@ impl Region {
         }
         // SAFETY: advice about a mapping that is ours; it changes no contents.
         let _ = unsafe { madvise(aligned, capacity, MmapAdvise::MADV_HUGEPAGE) };
-        Ok(Region { start: aligned, capacity, filled: 0 })
+        Ok(Region { start: aligned, capacity, filled: 0, is_huge: true })
     }
 
     /// What was filled.
@@ -71,14 +73,27 @@ impl Region {
         self.filled = (self.filled + bytes).min(self.capacity);
     }
 
-    /// Gives back what was not filled, up to the page: no more can be. It takes no memory, but
-    /// address space, which may be limited too.
-    pub fn trim(&mut self) {
+    /// Parts what was not filled from what was, up to the page. Dropped, it gives back address
+    /// space; filled, it saves a mapping, of which a program may have some 65,000
+    /// (`vm.max_map_count`).
+    pub fn split_off_unfilled(&mut self) -> Option<Region> {
         let kept = self.filled.next_multiple_of(page());
-        if kept < self.capacity {
-            unmap(split_off(self.start, kept), self.capacity - kept);
-            self.capacity = kept;
+        if kept >= self.capacity {
+            return None;
         }
+        let rest = Region {
+            start: split_off(self.start, kept),
+            capacity: self.capacity - kept,
+            filled: 0,
+            is_huge: self.is_huge,
+        };
+        self.capacity = kept;
+        Some(rest)
+    }
+
+    /// Whether huge pages were asked for.
+    pub fn is_huge(&self) -> bool {
+        self.is_huge
     }
 
     /// How many bytes it can take in all.
@@ -111,7 +126,12 @@ fn split_off(start: NonNull<c_void>, offset: usize) -> NonNull<c_void> {
 
 fn unmap(start: NonNull<c_void>, length: usize) {
     // SAFETY: the callers pass a part of a mapping that is theirs, and never use it again.
-    let _ = unsafe { munmap(start, length) };
+    let unmapped = unsafe { munmap(start, length) };
+    if unmapped == Err(Errno::ENOMEM) {
+        // What is left would be one mapping too many. At least the memory is given back.
+        // SAFETY: as above; the address space stays ours for ever.
+        let _ = unsafe { madvise(start, length, MmapAdvise::MADV_DONTNEED) };
+    }
 }
 
 #[cfg(test)]
@@ -145,15 +165,31 @@ mod tests {
             {
                 region.unfilled()[..filled].fill(7);
                 region.fill(filled);
-                region.trim();
+                drop(region.split_off_unfilled());
                 assert_eq!(region.capacity(), filled.next_multiple_of(page()));
                 assert!(region.bytes() == vec![7; filled]);
             }
         }
         let mut full = Region::small_pages(100).unwrap();
         full.fill(100);
-        full.trim();
+        assert!(full.split_off_unfilled().is_none());
         assert_eq!(full.capacity(), 100);
+    }
+
+    #[test]
+    fn the_rest_of_a_region_is_filled_on_its_own() {
+        let mut first = Region::small_pages(8 << 20).unwrap();
+        first.unfilled()[..5000].fill(1);
+        first.fill(5000);
+        let mut second = first.split_off_unfilled().unwrap();
+        assert_eq!((first.capacity(), second.capacity()), (8192, (8 << 20) - 8192));
+        second.unfilled()[..9].fill(2);
+        second.fill(9);
+        assert!(first.bytes() == [1; 5000] && second.bytes() == [2; 9]);
+        drop(first);
+        assert!(second.bytes() == [2; 9]);
+        second.fill(usize::MAX >> 1);
+        assert!(second.split_off_unfilled().is_none());
     }
 
     #[test]

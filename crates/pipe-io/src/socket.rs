@@ -2,7 +2,9 @@
 
 use nix::cmsg_space;
 use nix::errno::Errno;
-use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
+use nix::sys::socket::{
+    ControlMessageOwned, MsgFlags, UnixCredentials, recvmsg, setsockopt, sockopt,
+};
 use std::io::{self, IoSliceMut};
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
 
@@ -13,6 +15,15 @@ pub struct Received {
     pub length: usize,
     /// The descriptors that came with the last of these bytes.
     pub fds: Vec<OwnedFd>,
+    /// The process that sent them, as our PID namespace knows it (0: not at all), after
+    /// [`ask_for_senders`].
+    pub sender: Option<i32>,
+}
+
+/// Has the kernel tell with everything that is received which process has sent it. Connections that
+/// are accepted later from a socket that listens do as this one.
+pub fn ask_for_senders(socket: impl AsFd) -> io::Result<()> {
+    Ok(setsockopt(&socket, sockopt::PassCred, &true)?)
 }
 
 /// Receives what is there, up to the end of the buffer, without waiting.
@@ -23,7 +34,7 @@ pub fn receive_now(socket: impl AsFd, buffer: &mut [u8]) -> io::Result<Received>
     const FDS_MAX: usize = 4;
 
     let socket = socket.as_fd().as_raw_fd();
-    let mut control = cmsg_space!([RawFd; FDS_MAX]);
+    let mut control = cmsg_space!([RawFd; FDS_MAX], UnixCredentials);
     let mut slices = [IoSliceMut::new(buffer)];
     let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_CMSG_CLOEXEC;
     loop {
@@ -33,12 +44,17 @@ pub fn receive_now(socket: impl AsFd, buffer: &mut [u8]) -> io::Result<Received>
             Err(error) => return Err(error.into()),
         };
         let mut fds = Vec::new();
+        let mut sender = None;
         for item in message.cmsgs()? {
-            if let ControlMessageOwned::ScmRights(numbers) = item {
-                fds.extend(numbers.into_iter().map(own));
+            match item {
+                ControlMessageOwned::ScmRights(numbers) => {
+                    fds.extend(numbers.into_iter().map(own));
+                }
+                ControlMessageOwned::ScmCredentials(process) => sender = Some(process.pid()),
+                _ => {}
             }
         }
-        return Ok(Received { length: message.bytes, fds });
+        return Ok(Received { length: message.bytes, fds, sender });
     }
 }
 

@@ -13,7 +13,7 @@ pub(crate) fn run(args: Args) -> Result<(), Failure<Error>> {
     let mut descriptors = Descriptors::default();
     let mut ends = descriptors.take_shards(plan.fds().iter().copied(), Direction::Input)?;
     let stdout = descriptors.take(&Place::Stdout, Direction::Output)?;
-    let mut progress = Progress::open(common.progress_fd.0, &mut descriptors)?;
+    let progress = Progress::open(common.progress_fd.0, &mut descriptors)?;
 
     let begun = plan.begin(NAME, common.verbose);
     let (program, counters) = begun.map_err(|error| Failure::Failed(Error::System(error)))?;

@@ -19,6 +19,8 @@ pub(crate) struct Shard {
     pub(crate) endpoint: Endpoint,
     /// What its first marker will say.
     identity: Option<(ImageId, ShardPlace)>,
+    /// The image that this one is an increment of, for the first marker too.
+    parent_id: Option<ImageId>,
     index: usize,
     counters: Arc<Counters>,
     /// Bytes that were given to it.
@@ -49,6 +51,7 @@ impl Shard {
             place,
             endpoint,
             identity: None,
+            parent_id: None,
             index,
             counters,
             given: 0,
@@ -68,6 +71,11 @@ impl Shard {
     /// Tells the shard what it is; its first marker will say so.
     pub(crate) fn identify(&mut self, image_id: ImageId, place: ShardPlace) {
         self.identity = Some((image_id, place));
+    }
+
+    /// Tells the shard what image it is a part of an increment of.
+    pub(crate) fn descend_from(&mut self, parent_id: ImageId) {
+        self.parent_id = Some(parent_id);
     }
 
     /// How many page slots are free now.
@@ -102,6 +110,7 @@ impl Shard {
         if let Some((image_id, place)) = self.identity.take() {
             marker.image_id = Some(image_id);
             marker.shard = Some(place);
+            marker.parent_id = self.parent_id.take();
         }
         marker.encode(out);
     }

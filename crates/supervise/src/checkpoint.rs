@@ -26,12 +26,13 @@ use nix::unistd::Pid;
 use std::fmt;
 use std::io;
 use std::num::NonZeroUsize;
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
 /// What is to be done.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Plan {
     /// The root of the tree.
     pub tree: Pid,
@@ -45,14 +46,16 @@ pub struct Plan {
     pub command: String,
     /// What writes it to standard output again, if it is to be read back.
     pub verify: Option<String>,
+    /// Files and directories that go with the tree, by their absolute paths.
+    pub files: Vec<PathBuf>,
     /// How long all may take.
     pub time_limit: Duration,
     /// What CRIU is told besides.
     pub criu_options: CriuOptions,
     /// The CRIU to use: a name, or a path.
     pub criu: String,
-    /// Whether the last line is to be given as JSON too, on standard output.
-    pub json: bool,
+    /// Where the last line is to be given as JSON too.
+    pub json: Option<OwnedFd>,
 }
 
 /// Why nothing was begun.

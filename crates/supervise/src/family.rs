@@ -33,6 +33,8 @@ pub enum Role {
     ReadBack(Option<usize>),
     /// A connection to another host.
     Connection(usize),
+    /// tar(1), for the files that go with a tree.
+    Tar,
     /// CRIU.
     Criu,
     /// The root of a tree that was restored as a child of this process.
@@ -231,6 +233,7 @@ impl fmt::Display for Role {
                 write!(f, "the command that reads shard {shard} back")
             }
             Role::Connection(index) => write!(f, "connection {index}"),
+            Role::Tar => f.write_str("tar"),
             Role::Criu => f.write_str("criu"),
             Role::Tree => f.write_str("the tree"),
         }

@@ -1,18 +1,15 @@
 //! The process ids of an image, which must be free where it is restored.
 
 use crate::family::Stat;
-use criu_protocol::Client;
 use nix::unistd::{Pid, getpid};
 use prost::Message;
 use std::collections::BTreeSet;
 use std::fmt;
 use std::fs;
-use std::io;
 use std::path::Path;
-use std::time::Duration;
 
 /// The file of an image that lists its processes.
-const PSTREE: &str = "pstree.img";
+pub(crate) const PSTREE: &str = "pstree.img";
 
 /// A process of an image, as far as it is of interest here (CRIU's `pstree_entry`).
 #[derive(Clone, PartialEq, Message)]
@@ -42,20 +39,6 @@ impl fmt::Display for Taken {
             false => Ok(()),
         }
     }
-}
-
-/// Reads `pstree.img` of an image that is being served in this directory. It is only to tell
-/// earlier what CRIU will find out too, so it does not wait for long.
-pub(crate) fn served(images_dir: &Path) -> io::Result<Vec<u8>> {
-    const LIMIT: Duration = Duration::from_secs(5);
-
-    let mut client = Client::connect(images_dir, LIMIT)?;
-    Ok(client.read(PSTREE)?.unwrap_or_default())
-}
-
-/// Reads it where an image was unpacked.
-pub(crate) fn unpacked(directory: &Path) -> io::Result<Vec<u8>> {
-    fs::read(directory.join(PSTREE))
 }
 
 /// The first id of a `pstree.img` that is taken.

@@ -1,4 +1,5 @@
 //! What holds a process while its image is made safe.
+pub mod archive;
 pub mod cause;
 pub mod checkpoint;
 pub mod criu_log;
@@ -13,5 +14,6 @@ pub mod ids;
 pub mod restore;
 pub mod scratch;
 pub mod shell;
+mod stdio;
 pub mod tell;
 pub mod tree;

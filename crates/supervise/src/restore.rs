@@ -9,6 +9,7 @@
 //! an image whose COMMAND fails has no end, and `image-serve` does not serve one.
 
 mod held;
+mod image;
 mod report;
 
 use crate::criu_options::CriuOptions;
@@ -21,12 +22,13 @@ use crate::tell::Voice;
 use std::fmt;
 use std::io;
 use std::num::NonZeroUsize;
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
 /// What is to be done.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Plan {
     /// Where CRIU is to leave its logs and statistics.
     pub logs: Option<PathBuf>,
@@ -37,6 +39,10 @@ pub struct Plan {
     pub command: Option<String>,
     /// Whether the image is unpacked, and restored from the directory.
     pub by_directory: bool,
+    /// Whether files that go with the tree are put back.
+    pub files: bool,
+    /// Whether our standard descriptors take the place of pipes that the root had as its own.
+    pub stdio: bool,
     /// Whether to stay until the tree ends.
     pub wait: bool,
     /// How long it may take until the tree runs.
@@ -45,8 +51,8 @@ pub struct Plan {
     pub criu_options: CriuOptions,
     /// The CRIU to use: a name, or a path.
     pub criu: String,
-    /// Whether the last line is to be given as JSON too, on standard output.
-    pub json: bool,
+    /// Where the last line is to be given as JSON too.
+    pub json: Option<OwnedFd>,
 }
 
 /// Why nothing was begun.

@@ -4,6 +4,7 @@
 use pipe_io::{Patient, poll};
 use std::fmt;
 use std::io::{self, IsTerminal, Write};
+use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
 /// How a command speaks on standard error.
@@ -73,6 +74,11 @@ impl Voice {
             let _ = io::stderr().write_all(piece);
         }
     }
+}
+
+/// Writes a line for programs. That nobody reads it is no error.
+pub(crate) fn print_line(to: &OwnedFd, line: &str) {
+    let _ = Patient(to).write_all(format!("{line}\n").as_bytes());
 }
 
 /// The line that tells how far things are.

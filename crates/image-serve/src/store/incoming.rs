@@ -66,12 +66,12 @@ impl Incoming {
             return self.keep(input, length);
         }
         if input.endpoint().kind() == Kind::File && !self.keep {
-            self.settle_kept();
+            self.settle_kept()?;
             let offset = input.skip_payload(length)?;
             self.pieces.push_back(Piece::Range(offset, length));
             return Ok(());
         }
-        self.settle_kept();
+        self.settle_kept()?;
         let mut left = length;
         while left > 0 {
             left -= self.take_some(input, left, pipes)?;
@@ -94,7 +94,7 @@ impl Incoming {
         let mut left = length;
         while left > 0 {
             let (before, step) = (self.kept.len(), left.min(STEP) as usize);
-            self.kept.try_reserve(step).map_err(|_| self.no_room(ErrorKind::OutOfMemory.into()))?;
+            self.kept.try_reserve(step).map_err(|_| self.no_memory())?;
             self.kept.resize(before + step, 0);
             let read = input.read_some(self.kept.get_mut(before..).unwrap_or_default());
             self.kept.truncate(before + read.as_ref().copied().unwrap_or(0));
@@ -103,12 +103,25 @@ impl Incoming {
         Ok(())
     }
 
-    fn settle_kept(&mut self) {
-        if !self.kept.is_empty() {
-            let mut kept = std::mem::take(&mut self.kept);
-            kept.shrink_to_fit();
-            self.pieces.push_back(Piece::Kept(kept.into()));
+    fn settle_kept(&mut self) -> Result<(), Error> {
+        /// What grew past this, in bytes, may be a mapping of its own, by malloc(3). To be made
+        /// for the size that it has now, it is copied.
+        const GROWN: usize = 64 << 10;
+
+        let mut kept = std::mem::take(&mut self.kept);
+        if kept.is_empty() {
+            return Ok(());
         }
+        if kept.len() > GROWN {
+            let mut exact = Vec::new();
+            exact.try_reserve_exact(kept.len()).map_err(|_| self.no_memory())?;
+            exact.extend_from_slice(&kept);
+            kept = exact;
+        } else {
+            kept.shrink_to_fit();
+        }
+        self.pieces.push_back(Piece::Kept(kept.into()));
+        Ok(())
     }
 
     /// Takes in some bytes, to a pipe if one is to be had.
@@ -192,16 +205,19 @@ impl Incoming {
             }
         }
         let region = match self.in_memory < SMALL_PAGES {
-            true => Region::small_pages(REGION),
+            true => pipes.memory(REGION),
             false => Region::huge_pages(REGION),
         };
         region.map(Packed::region).map_err(|error| self.no_room(error))
     }
 
     fn settle_packed(&mut self, pipes: &mut Pipes) -> Result<(), Error> {
-        if let Some(packed) = self.packed.take() {
-            if let Packed::Pipe(filling, _) = &packed {
-                pipes.was_filled(filling, false);
+        if let Some(mut packed) = self.packed.take() {
+            match &mut packed {
+                Packed::Pipe(filling, _) => pipes.was_filled(filling, false),
+                Packed::Region(region) => {
+                    region.split_off_unfilled().into_iter().for_each(|rest| pipes.spare(rest));
+                }
             }
             self.pieces.push_back(packed.settle().map_err(|error| self.no_room(error))?);
         }
@@ -254,10 +270,14 @@ impl Incoming {
 
     /// The file is complete.
     pub(crate) fn complete(mut self, pipes: &mut Pipes) -> Result<(FileName, Pieces), Error> {
-        self.settle_kept();
+        self.settle_kept()?;
         self.settle_last(pipes)?;
         self.settle_packed(pipes)?;
         Ok((self.name, self.pieces))
+    }
+
+    fn no_memory(&self) -> Error {
+        self.no_room(ErrorKind::OutOfMemory.into())
     }
 
     fn no_room(&self, error: io::Error) -> Error {

@@ -117,6 +117,16 @@ impl Store {
         self.files.insert(name, Some(pieces));
     }
 
+    /// The names of all files.
+    pub(crate) fn names(&self) -> impl Iterator<Item = &FileName> {
+        self.files.keys()
+    }
+
+    /// A file, where it rests.
+    pub(crate) fn pieces(&self, name: &FileName) -> Option<&Pieces> {
+        self.files.get(name)?.as_ref()
+    }
+
     /// Hands out a file: a small one as often as it is asked for, a large one once.
     pub(crate) fn hand_out(&mut self, name: &FileName) -> Found {
         let Some(file) = self.files.get_mut(name) else { return Found::None };

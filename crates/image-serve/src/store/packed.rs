@@ -62,10 +62,7 @@ impl Packed {
     /// The piece, filled as far as it is.
     pub(crate) fn settle(self) -> io::Result<Piece> {
         match self {
-            Packed::Region(mut region) => {
-                region.trim();
-                Ok(Piece::Region(region))
-            }
+            Packed::Region(region) => Ok(Piece::Region(region)),
             Packed::Pipe(mut filling, mut staged) => {
                 staged.flush(&mut filling)?;
                 pipe::shrink(&filling.write, filling.bytes as usize);

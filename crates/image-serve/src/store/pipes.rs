@@ -1,9 +1,9 @@
 //! How many pipes may be held, and how large.
 
 use super::Choice;
-use pipe_io::Endpoint;
 use pipe_io::inherit::raise_descriptor_limit;
 use pipe_io::pipe::{self, Pipe};
+use pipe_io::{Endpoint, Region};
 use std::io;
 use std::os::fd::OwnedFd;
 
@@ -19,6 +19,8 @@ pub(crate) struct Pipes {
     held: u64,
     /// The capacities of the pipes that are being filled, in bytes.
     filling: u64,
+    /// What a file has left of the memory that it was packed into, for the next.
+    spare: Option<Region>,
     /// Pipes that hold nothing, but whose page slots count. See [`ballast`].
     _ballast: Vec<OwnedFd>,
 }
@@ -78,6 +80,7 @@ impl Pipes {
             detour: 0,
             held: 0,
             filling: 0,
+            spare: None,
             _ballast: ballast(choice),
         }
     }
@@ -90,6 +93,23 @@ impl Pipes {
     /// Whether what is copied must go to pipes too.
     pub(crate) fn only(&self) -> bool {
         self.choice == Choice::Pipe
+    }
+
+    /// Memory in small pages to be filled, where no pipe will do. Files of less than a mebibyte
+    /// share what is mapped at once: there may be more of them than a program may have mappings.
+    pub(crate) fn memory(&mut self, capacity: usize) -> io::Result<Region> {
+        self.spare.take().map_or_else(|| Region::small_pages(capacity), Ok)
+    }
+
+    /// Keeps what a file has left of its memory, for the next.
+    pub(crate) fn spare(&mut self, rest: Region) {
+        /// Less is not worth a piece of its own, in bytes.
+        const LEAST: usize = 64 << 10;
+
+        let best = self.spare.as_ref().map_or(LEAST, Region::capacity);
+        if !rest.is_huge() && rest.capacity() >= best {
+            self.spare = Some(rest);
+        }
     }
 
     /// A pipe to be filled, or `None` where memory must do.

@@ -2,22 +2,24 @@
 
 use super::Plan;
 use super::report::{End, Report};
+use crate::archive;
 use crate::cause::Cause;
 use crate::events::Event;
 use crate::family::{Family, Role, signal_all};
-use crate::filters::{Tap, bytes_in};
+use crate::filters::{Tap, bytes_in, lending};
 use crate::front::{AFTER_KILL, CRIU_GRACE, GRACE, Outcome, Reins};
 use crate::gate::{Gate, Question, Stage};
 use crate::holder::{Holder, Weight};
 use crate::scratch::Scratch;
 use crate::shell::{Part, Shell};
-use crate::tell::{Bytes, Rate, Seconds, Voice};
+use crate::tell::{Bytes, Rate, Seconds, Voice, print_line};
 use crate::tree::{State, Tree};
 use nix::sys::signal::Signal;
 use pipe_io::pipe::Pipe;
+use pipe_io::process;
 use std::fs;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::process::ExitStatusExt;
 use std::path::PathBuf;
 use std::process::{Command, ExitStatus, Stdio};
@@ -34,6 +36,8 @@ pub(super) struct Held {
     image: ImageId,
     /// What the image is expected to have, in bytes.
     expected: u64,
+    /// What tar(1) writes into, until it has succeeded.
+    files: Option<Tap>,
     /// What `criu-sock-capture` writes into, until it has succeeded.
     stream: Option<Tap>,
     /// What `shard-split` writes into, until it has succeeded.
@@ -76,6 +80,7 @@ impl Held {
             shell,
             holder: Holder::new(voice, reins, scratch),
             image: ImageId(pipe_io::random()?),
+            files: None,
             stream: None,
             shards: Vec::new(),
             read_back: Vec::new(),
@@ -110,11 +115,28 @@ impl Held {
         let (stream, image) = Tap::new().map_err(Cause::System)?;
         let directory = self.holder.scratch.path().to_owned();
         let id = self.image.to_string();
-        self.holder.start_filter(Role::Capture, "criu-sock-capture", |command| {
+        let archive = match self.plan.files.is_empty() {
+            true => None,
+            false => {
+                let (tap, archive) = Tap::new().map_err(Cause::System)?;
+                self.files = Some(tap);
+                Some(archive)
+            }
+        };
+        let lent: Vec<&OwnedFd> = archive.iter().collect();
+        let prepare = |command: &mut Command| {
             command.args(["--end-at-inventory", "--image-id", &id, "--images-dir"]).arg(directory);
+            if let Some(archive) = &archive {
+                let external = format!("{}:{}", archive::NAME, archive.as_raw_fd());
+                command.args(["--ext-file-fds", &external]);
+            }
             command.stdout(stream.writer()?);
             Ok(())
-        })?;
+        };
+        lending(&lent, || {
+            Ok(self.holder.start_filter(Role::Capture, "criu-sock-capture", prepare))
+        })
+        .map_err(Cause::System)??;
         self.stream = Some(stream);
         if self.plan.shards.get() == 1 {
             return self.start_command(None, image);
@@ -163,6 +185,18 @@ impl Held {
         self.holder.start_criu(criu, gate, false)
     }
 
+    /// The tree is frozen: what it writes to does not change any more.
+    fn start_tar(&mut self) -> Result<(), Cause> {
+        let Some(tap) = self.files.as_ref().filter(|_| !self.holder.has_failed()) else {
+            return Ok(());
+        };
+        let mut tar =
+            archive::pack(&self.plan.files).map_err(|error| Cause::NotStarted(Role::Tar, error))?;
+        tar.stdin(Stdio::null()).stdout(tap.writer().map_err(Cause::System)?);
+        process::in_a_new_session(&mut tar);
+        self.holder.start(Role::Tar, tar)
+    }
+
     fn start_verification(&mut self, text: &str) -> Result<(), Cause> {
         self.verification = Verification::Goes;
         let count = self.plan.shards.get();
@@ -209,6 +243,9 @@ impl Held {
             }
             Event::Line(Role::Capture, line) if line == "checkpoint-start" => {
                 self.frozen = Some(Instant::now());
+                if let Err(cause) = self.start_tar() {
+                    self.holder.fail(cause);
+                }
             }
             Event::Line(role, line) => match bytes_in(&line) {
                 Some(bytes) if role == Role::Capture => self.bytes = bytes,
@@ -245,6 +282,7 @@ impl Held {
                 true => {}
                 false => self.holder.suspect_filter(role, status),
             },
+            Role::Tar if success => self.files = None,
             Role::Split if success => self.shards.clear(),
             Role::Split => match self.shards.iter().position(Tap::reader_is_gone) {
                 Some(index) => self.suspect_reader(Role::Command(Some(index))),
@@ -452,8 +490,8 @@ impl Held {
                 self.holder.failed_outcome()
             }
         };
-        if self.plan.json {
-            report.print();
+        if let Some(json) = &self.plan.json {
+            print_line(json, &report.json());
         }
         outcome
     }

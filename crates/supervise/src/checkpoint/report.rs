@@ -2,9 +2,7 @@
 
 use crate::tree::State;
 use nix::unistd::Pid;
-use pipe_io::Patient;
 use serde::Serialize;
-use std::io::{self, Write};
 use std::time::Duration;
 use wire_format::ImageId;
 
@@ -62,10 +60,5 @@ impl Report {
         };
         // Numbers and strings in a struct: this has no way to fail.
         serde_json::to_string(&line).unwrap_or_default()
-    }
-
-    /// On standard output. That nobody reads it is no error.
-    pub(super) fn print(&self) {
-        let _ = Patient(io::stdout()).write_all(format!("{}\n", self.json()).as_bytes());
     }
 }

@@ -1,22 +1,27 @@
 //! The restore goes on: what has happened so far, and what follows from it.
 
 use super::Plan;
+use super::image::Image;
 use super::report::{End, Report};
+use crate::archive;
 use crate::cause::Cause;
 use crate::events::Event;
 use crate::family::{HasEnded, Role, Stat, signal_all};
-use crate::filters::{Tap, bytes_in};
+use crate::filters::{Tap, bytes_in, lending};
 use crate::front::{AFTER_KILL, CRIU_GRACE, GRACE, Outcome, Reins};
 use crate::gate::{Gate, Question, Stage};
 use crate::holder::{Holder, Weight};
 use crate::ids;
 use crate::scratch::Scratch;
 use crate::shell::{Part, Shell};
-use crate::tell::{Bytes, Rate, Seconds, Voice};
+use crate::stdio;
+use crate::tell::{Bytes, Rate, Seconds, Voice, print_line};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use pipe_io::inherit::{self, Direction};
+use pipe_io::process;
 use std::fs::{self, DirBuilder};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::DirBuilderExt;
 use std::os::unix::process::ExitStatusExt;
 use std::path::PathBuf;
@@ -39,8 +44,10 @@ pub(super) struct Held {
     parts: Vec<Option<Tap>>,
     /// What `shard-merge` writes into, until it has succeeded.
     merged: Option<Tap>,
-    /// The ids of the tree, when CRIU may be started as soon as they are free.
-    ids: Option<Vec<u8>>,
+    /// The processes of the tree, when CRIU may be started as soon as their ids are free.
+    ids: Option<(Vec<u8>, Instant)>,
+    /// What takes the place of the root's standard descriptors, and how CRIU names those.
+    inherited: Vec<(OwnedFd, String)>,
     bytes: u64,
     question: Option<Question>,
     /// The root of the tree, since CRIU has told it.
@@ -68,6 +75,7 @@ impl Held {
             parts: Vec::new(),
             merged: None,
             ids: None,
+            inherited: Vec::new(),
             bytes: 0,
             question: None,
             root: None,
@@ -135,12 +143,11 @@ impl Held {
             let (tap, read) = Tap::new().map_err(Cause::System)?;
             let shard = (count > 1).then_some(index);
             let part = Part { shard: shard.map(|index| (index, count)), image: None };
-            // Several commands cannot share what is typed or sent.
-            let mut command = match shard {
-                None => self.shell.command(text, part, &[1]),
-                Some(_) => self.shell.command(text, part, &[0, 1]),
-            };
-            if shard.is_some() {
+            // Several commands cannot share what is typed or sent, and none with the tree.
+            let shares_stdin = shard.is_none() && !self.plan.stdio;
+            let given: &[RawFd] = if shares_stdin { &[1] } else { &[0, 1] };
+            let mut command = self.shell.command(text, part, given);
+            if !shares_stdin {
                 command.stdin(Stdio::null());
             }
             command.stdout(tap.writer().map_err(Cause::System)?);
@@ -172,10 +179,13 @@ impl Held {
     /// Starts CRIU if the ids of the tree are free. One that somebody has left unreaped may become
     /// free in a moment.
     fn start_criu_if_possible(&mut self) -> Result<(), Cause> {
-        let Some(pstree) = self.ids.take() else { return Ok(()) };
+        if self.holder.family.running(Role::Tar).is_some() {
+            return Ok(());
+        }
+        let Some((pstree, since)) = self.ids.take() else { return Ok(()) };
         match ids::first_taken(&pstree) {
-            Some(taken) if taken.is_zombie && self.holder.began.elapsed() < UNREAPED => {
-                self.ids = Some(pstree);
+            Some(taken) if taken.is_zombie && since.elapsed() < UNREAPED => {
+                self.ids = Some((pstree, since));
                 Ok(())
             }
             Some(taken) => Err(Cause::Taken(taken)),
@@ -196,11 +206,17 @@ impl Held {
         }
         criu.arg("--work-dir").arg(self.logs());
         criu.args(["-v4", "--log-file", "restore.log"]);
+        for (fd, name) in &self.inherited {
+            criu.args(["--inherit-fd", &format!("fd[{}]:{name}", fd.as_raw_fd())]);
+        }
         gate.ask_here(&mut criu, self.plan.time_limit + CRIU_GRACE + AFTER_KILL);
         criu.args(&self.plan.criu_options.arguments);
         // A log of an earlier run must not be taken for this one's.
         let _ = fs::remove_file(self.log());
-        self.holder.start_criu(criu, gate, self.plan.criu_options.shell_job)
+        let lent: Vec<&OwnedFd> = self.inherited.iter().map(|(fd, _)| fd).collect();
+        let on_terminal = self.plan.criu_options.shell_job;
+        lending(&lent, || Ok(self.holder.start_criu(criu, gate, on_terminal)))
+            .map_err(Cause::System)?
     }
 
     // --- Listening --------------------------------------------------------------------------
@@ -239,13 +255,39 @@ impl Held {
         if self.holder.has_failed() {
             return;
         }
-        let images = self.images();
-        let pstree = match (self.plan.criu_options.joins_namespace, self.plan.by_directory) {
-            (true, _) => Ok(Vec::new()),
-            (false, true) => ids::unpacked(&images),
-            (false, false) => ids::served(&images),
-        };
-        self.ids = Some(pstree.unwrap_or_default());
+        match self.look_into_image() {
+            Ok(pstree) => self.ids = Some((pstree, Instant::now())),
+            Err(cause) => self.holder.fail(cause),
+        }
+    }
+
+    /// Takes from the image what must be known or there before CRIU reads it, and returns the list
+    /// of its processes.
+    fn look_into_image(&mut self) -> Result<Vec<u8>, Cause> {
+        let mut image = Image::open(&self.images(), self.plan.by_directory);
+        let pstree = image.read(ids::PSTREE);
+        if self.plan.stdio {
+            let mut read = |name: &str| image.read(name);
+            let mut images = stdio::Images { pstree: &pstree, read: &mut read };
+            self.inherited = images.pipes().into_iter().filter_map(ours).collect();
+        }
+        if let Some(archive) = image.archive() {
+            match self.plan.files {
+                true => self.start_tar(archive)?,
+                false => self.holder.voice.say(format_args!(
+                    "the image has files that go with the tree: --fs puts them back"
+                )),
+            }
+        }
+        let joins = self.plan.criu_options.joins_namespace;
+        Ok(if joins { Vec::new() } else { pstree })
+    }
+
+    fn start_tar(&mut self, archive: OwnedFd) -> Result<(), Cause> {
+        let mut tar = archive::unpack().map_err(|error| Cause::NotStarted(Role::Tar, error))?;
+        tar.stdin(archive).stdout(Stdio::null());
+        process::in_a_new_session(&mut tar);
+        self.holder.start(Role::Tar, tar)
     }
 
     fn take_end(&mut self, role: Role, status: ExitStatus) {
@@ -294,6 +336,7 @@ impl Held {
             Role::Criu if success => self.holder.fail(Cause::DidNotAsk),
             Role::Criu if self.holder.has_let_go => self.holder.fail(ended),
             Role::Criu => self.holder.suspect(ended, Weight::Criu),
+            Role::Tar if !success => self.holder.fail(ended),
             _ => {}
         }
     }
@@ -424,8 +467,12 @@ impl Held {
         let (bytes, rate) = (Bytes(self.bytes), Rate(self.bytes, self.duration()));
         let time = Seconds(self.duration());
         voice.last_unless_quiet(format_args!("restored: {bytes}, {rate}; in {time}"));
-        if self.plan.json {
-            self.report().print();
+        self.print_report();
+    }
+
+    fn print_report(&self) {
+        if let Some(json) = &self.plan.json {
+            print_line(json, &self.report().json());
         }
     }
 
@@ -439,9 +486,7 @@ impl Held {
         if let Some(cause) = self.holder.cause() {
             let (left, state) = (self.holder.left_over(), self.state());
             self.holder.voice.last(format_args!("FAILED: {cause}{left}; {state}"));
-            if self.plan.json {
-                self.report().print();
-            }
+            self.print_report();
             return self.holder.failed_outcome();
         }
         match self.tree_ended.map(|status| (status.code(), status.signal())) {
@@ -462,4 +507,10 @@ impl Held {
             None => "nothing is restored".into(),
         }
     }
+}
+
+/// Our own descriptor in the place of one of the root's. Without one, CRIU says what is missing.
+fn ours((number, name): (RawFd, String)) -> Option<(OwnedFd, String)> {
+    let direction = if number == 0 { Direction::Input } else { Direction::Output };
+    inherit::duplicate(number, direction).ok().map(|fd| (fd, name))
 }

@@ -1,8 +1,6 @@
 //! What became of a restore, for programs.
 
-use pipe_io::Patient;
 use serde::Serialize;
-use std::io::{self, Write};
 use std::time::Duration;
 
 /// How far a restore is.
@@ -37,10 +35,5 @@ impl Report {
     pub(super) fn json(&self) -> String {
         // Numbers and strings in a struct: this has no way to fail.
         serde_json::to_string(self).unwrap_or_default()
-    }
-
-    /// On standard output. That nobody reads it is no error.
-    pub(super) fn print(&self) {
-        let _ = Patient(io::stdout()).write_all(format!("{}\n", self.json()).as_bytes());
     }
 }
