@@ -1,6 +1,7 @@
 //! What a program is started with: descriptors by number, signals that are ignored.
 
 use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl};
+use nix::sys::prctl;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::Signal;
 use nix::sys::stat::SFlag;
@@ -144,8 +145,8 @@ fn handler(signal: libc::c_int) -> Option<libc::sighandler_t> {
     (asked == 0).then_some(action.sa_sigaction)
 }
 
-/// Gives the calling process the signal dispositions, the signal mask and the limit of descriptors
-/// that the program was started with, and closes those of the descriptors 0, 1 and 2 that it was
+/// Gives the calling process the signal dispositions, the signal mask, the limit of descriptors and
+/// the timer slack that the program was started with, and closes those of the descriptors 0, 1 and 2 that it was
 /// started without, except `given`. For a child, between fork and exec: it allocates nothing.
 pub(crate) fn become_as_at_start(given: &[RawFd]) {
     let (ignored, blocked) =
