@@ -11,6 +11,7 @@ mod pipeline;
 mod stamper;
 mod victim;
 
+mod chaos;
 mod cycles;
 mod directory;
 mod failures;
