@@ -21,8 +21,21 @@ pub(crate) enum Work {
     /// The real CRIU dumps a process that goes on.
     RealDump,
     /// The real CRIU restores a process that it has dumped before.
-    RealRestore,
+    RealRestore(Arrival),
 }
+
+/// How the image of a real restore arrives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Arrival {
+    /// It is there, in a tmpfs.
+    There,
+    /// So many bytes a second, all shards together.
+    Network(u64),
+}
+
+/// What the network of [`Arrival::Network`] brings, in bytes a second: slower than CRIU fills
+/// memory, as it mostly is.
+pub(crate) const NETWORK: u64 = 500_000_000;
 
 /// A dump by the stand-in.
 #[derive(Clone, Copy, Debug)]
@@ -133,7 +146,12 @@ pub(crate) const CASES: &[Case] = &[
     Case {
         name: "criu-restore",
         title: "The real CRIU restores, from 4 shards in tmpfs",
-        work: Work::RealRestore,
+        work: Work::RealRestore(Arrival::There),
+    },
+    Case {
+        name: "criu-arrival",
+        title: "The real CRIU restores, from 4 shards that arrive at 500 MB/s together",
+        work: Work::RealRestore(Arrival::Network(NETWORK)),
     },
 ];
 
@@ -162,6 +180,8 @@ pub(crate) enum Contender {
     SmallPages,
     /// The filters, with the shards kept as files in a tmpfs.
     Kept,
+    /// The filters, and one of the shards holds the metadata: CRIU begins with that.
+    Early,
     /// The program that `PEER` names.
     Peer,
 }
@@ -182,6 +202,7 @@ impl Contender {
             (Contender::Criu, _) => "criu, files in tmpfs",
             (Contender::Peer, _) => "criu-image-streamer",
             (Contender::Kept, _) => "capture|split to tmpfs",
+            (Contender::Early, _) => "the same, metadata first",
             (Contender::Filters, Work::Dump(Dump { shards: 1, .. })) => "criu-sock-capture",
             (Contender::Filters, Work::Dump(_) | Work::RealDump) => "capture|split",
             (Contender::Filters, Work::Restore(restore)) if restore.shards() == 1 => "image-serve",
@@ -210,7 +231,7 @@ impl Work {
     pub(crate) fn rounds_max(&self) -> usize {
         match self {
             Work::RealDump
-            | Work::RealRestore
+            | Work::RealRestore(_)
             | Work::Restore(Restore { source: Source::Stores, .. }) => Work::SLOW_ROUNDS_MAX,
             Work::Dump(_) | Work::Restore(_) => usize::MAX,
         }
@@ -218,7 +239,7 @@ impl Work {
 
     /// Who competes, given whether there is a peer.
     pub(crate) fn contenders(&self, has_peer: bool) -> Vec<Contender> {
-        use Contender::{Bare, Cat, Criu, Filters, Kept, Memory, Peer, SmallPages};
+        use Contender::{Bare, Cat, Criu, Early, Filters, Kept, Memory, Peer, SmallPages};
 
         let all: &[Contender] = match self {
             Work::Dump(Dump { shape: Shape::SmallFiles, .. }) => &[Bare, Filters, Peer],
@@ -231,7 +252,8 @@ impl Work {
             }
             Work::Dump(_) | Work::Restore(_) => &[Bare, Filters, Peer],
             Work::RealDump => &[Criu, Filters, Kept, Peer],
-            Work::RealRestore => &[Criu, Filters, Peer],
+            Work::RealRestore(Arrival::There) => &[Criu, Filters, Early, Peer],
+            Work::RealRestore(Arrival::Network(_)) => &[Filters, Early, Peer],
         };
         all.iter().copied().filter(|contender| has_peer || *contender != Peer).collect()
     }

@@ -15,6 +15,7 @@ mod cycles;
 mod directory;
 mod failures;
 mod lazy;
+mod metadata_first;
 mod migration;
 mod page_server;
 mod safety;

@@ -101,6 +101,9 @@ impl Merge {
         if let Some(image_id) = marker.image_id {
             self.output.identify(image_id);
         }
+        if let Some(parent_id) = marker.parent_id {
+            self.output.descend_from(parent_id);
+        }
         let step = sides.accept(side, marker).map_err(|error| match error {
             SideError::Grammar(error) => Error::Grammar(shard.place.clone(), position, error),
             SideError::OtherSide(name) => Error::OtherSide(shard.place.clone(), name),
