@@ -4,7 +4,7 @@ use crate::arrivals::{Arrival, Arrivals};
 use crate::error::Error;
 use crate::lazy::Lazy;
 use crate::outflow::{Outflow, Poured};
-use crate::store::{Found, Handed, Piece, Pieces, Store};
+use crate::store::{Found, Handed, Piece, Store};
 use cli::{Child, Counters, Progress};
 use criu_protocol::{Connection, Event, INVENTORY, Listener, ProtocolError, is_memory};
 use pipe_io::Endpoint;
@@ -335,12 +335,7 @@ impl Restore<'_> {
                 self.begun |= name.as_str() == INVENTORY;
                 Some(file)
             }
-            Found::None => {
-                if let Some(arrivals) = &mut self.arrivals {
-                    arrivals.denied.insert(name.clone());
-                }
-                None
-            }
+            Found::None => None,
             Found::Gone => {
                 self.failed.get_or_insert_with(|| Error::Gone(name.clone()));
                 None
@@ -355,13 +350,6 @@ impl Restore<'_> {
         let mut is_whole = false;
         while let Some(arrival) = arrivals.next()? {
             match arrival {
-                Arrival::Begins(name) if arrivals.denied.contains(&name) => {
-                    return Err(Error::Late(name));
-                }
-                Arrival::Begins(name) if !self.store.remove(&name) => {
-                    return Err(Error::Replaced(name));
-                }
-                Arrival::Begins(name) => self.store.begin(name, Pieces::new()),
                 Arrival::Piece(name, piece) => self.deliver(&name, piece),
                 Arrival::Ends(name) => self.complete(&name),
                 Arrival::Failed(error) => return Err(error),

@@ -126,7 +126,10 @@ impl Merge {
     fn end_sides(&mut self, sides: &Sides) -> Result<(), Error> {
         let due = sides.next_seq();
         let ends = |shard: &Shard| shard.head_seq() == Some(due) && !has_content(shard);
-        let Some(index) = self.shards.iter().position(ends) else { return self.refuse_gap(due) };
+        let Some(index) = self.shards.iter().position(ends) else {
+            self.refuse_gap(due)?;
+            return Err(Error::Missing(due));
+        };
         let Some(shard) = self.shards.get_mut(index) else { return Ok(()) };
         let position = shard.head_position();
         shard.take();
