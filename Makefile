@@ -17,14 +17,24 @@ DESTDIR ?=
 
 # What is built goes to $(CARGO_TARGET_DIR), or target/, and nowhere else: the
 # source tree may be read-only.
-filters := criu-sock-capture shard-split shard-merge image-serve image-extract \
-    criu-checkpoint criu-restore
+filters := \
+    criu-sock-capture \
+    shard-split \
+    shard-merge \
+    image-serve \
+    image-extract \
+    criu-page-capture \
+    image-combine \
+    criu-checkpoint \
+    criu-restore \
+    criu-run \
+    criu-image-streamer
 built := $(or $(CARGO_TARGET_DIR),target)
 target := $(built)/release
 completions := $(built)/completions
 
 # What `make install` puts where, by name; `make uninstall` removes the same.
-commands := $(wildcard $(addprefix contrib/,criu-image-streamer criu-migrate))
+commands := $(wildcard $(addprefix contrib/,criu-migrate))
 helpers := $(wildcard contrib/criu-post-dump)
 pages := $(wildcard man/*.1 man/*.5 man/*.7)
 # With their folders, as they refer to each other.

@@ -32,6 +32,7 @@ mod shards;
 mod signals;
 mod stream_input;
 mod stream_output;
+mod suggest;
 
 pub use args::{CommandArgs, CommonArgs, ExternalFile, Fd};
 pub use child::{Child, ChildError};

@@ -5,6 +5,10 @@
 //! there ([`Listener`]) and speaks the protocol ([`Connection`]); it does not touch the contents of
 //! the pipes. docs/design.md section 4 describes the protocol.
 //!
+//! With `--page-server` CRIU sends all memory over one connection, and writes the other files
+//! itself: [`page_server`] reads that protocol, and [`Pagemap`] is the image's map of its memory
+//! (docs/design.md section 9).
+//!
 //! ```
 //! use criu_protocol::{Connection, Direction, Event};
 //! use std::io::Write;
@@ -20,12 +24,16 @@
 
 mod client;
 mod connection;
+pub mod inventory;
 mod listener;
 mod message;
+pub mod page_server;
+mod pagemap;
 
 pub use client::Client;
 pub use connection::{Connection, Event, ProtocolError};
-pub use listener::{Direction, ListenError, Listener};
+pub use listener::{Direction, ListenError, Listener, is_allowed, listen_at};
+pub use pagemap::{Pagemap, PagemapError, page_size, pages_file};
 
 /// The last file of a dump and the first of a restore. A dump that failed never sends it.
 pub const INVENTORY: &str = "inventory.img";

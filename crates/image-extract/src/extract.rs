@@ -29,13 +29,15 @@ pub(crate) fn run(directory: PathBuf, args: Args) -> Result<(), Failure<Error>> 
         // As many files are open at once as the dump had.
         raise_descriptor_limit();
         let mut extraction = Extraction {
-            directory: Directory::open(directory, args.sync, descriptors)?,
+            directory: Directory::open(directory, args.mode, args.sync, descriptors)?,
             external: External::new(external),
             wanted: Wanted::new(args.names),
             open: HashMap::new(),
             nowhere: nowhere().map_err(Error::System)?,
         };
-        walk(StreamInput::new(Place::Stdin, stdin), &counters, &mut extraction)?;
+        let input = StreamInput::new(Place::Stdin, stdin);
+        let input = if args.increment { input.or_increment() } else { input };
+        walk(input, &counters, &mut extraction)?;
         extraction.finish()?;
         progress.finished(&counters);
         Ok(())

@@ -37,6 +37,7 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+mod foreign;
 mod grammar;
 mod identity;
 mod marker;
@@ -44,6 +45,7 @@ mod name;
 mod reader;
 mod writer;
 
+pub use foreign::Foreign;
 pub use grammar::{Grammar, GrammarError};
 pub use identity::{ImageId, NoImageId, Shard};
 pub use marker::{Body, MARKER_MAX, Marker, MarkerError};
