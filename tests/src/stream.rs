@@ -296,6 +296,14 @@ impl Writer {
         self.marker(&Body::ImageEof)
     }
 
+    /// The current file is complete, and all files have been named.
+    pub fn all_named(self) -> Self {
+        let mut protobuf = encode(self.seq, &Body::FileEof);
+        put_varint(&mut protobuf, 103 << 3);
+        protobuf.push(1);
+        self.protobuf(&protobuf)
+    }
+
     /// These bytes, in the place of a marker's protobuf, with their length.
     pub fn protobuf(mut self, protobuf: &[u8]) -> Self {
         self.bytes.extend_from_slice(&(protobuf.len() as u32).to_le_bytes());

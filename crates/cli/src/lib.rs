@@ -41,7 +41,7 @@ pub use closing::{Closing, ClosingError};
 pub use commands::{CommandError, Commands};
 pub use counters::Counters;
 pub use descriptors::{Descriptors, UsageError};
-pub use identity::new_image_id;
+pub use identity::{new_image_id, new_split_id};
 pub use operands::{OutputFile, Published};
 pub use pipe_io::reason;
 pub use place::Place;

@@ -41,6 +41,12 @@ pub const INVENTORY: &str = "inventory.img";
 /// The file that CRIU may send before the process is frozen.
 pub const CPUINFO: &str = "cpuinfo.img";
 
+/// Whether a file is the memory of a process or a shared segment, which CRIU reads to its end and
+/// after all else.
+pub fn is_memory(name: &str) -> bool {
+    name.starts_with("pages-")
+}
+
 /// Whether a file of an image begins in this way because it has one of the magic numbers that CRIU
 /// reads as soon as it opens the file. It opens others, such as `pages-1.img` and
 /// `nftables-1.img`, without reading anything.

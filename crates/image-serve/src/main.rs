@@ -1,5 +1,6 @@
 //! `image-serve` gives an image stream to `criu restore`.
 
+mod arrivals;
 mod error;
 mod lazy;
 mod load;

@@ -34,6 +34,7 @@
 //! # Ok::<(), std::io::Error>(())
 //! ```
 
+mod amount;
 mod endpoint;
 pub mod inherit;
 mod intake;
@@ -45,12 +46,14 @@ mod random;
 mod reason;
 mod region;
 mod relay;
+mod rest;
 pub mod shared;
 pub mod socket;
 pub mod splice;
 mod taken;
 pub mod userfault;
 
+pub use amount::{Bytes, Rate};
 pub use endpoint::{Endpoint, FileId, Kind, Patient};
 pub use intake::Intake;
 pub use mover::{MoveError, Mover};
@@ -58,4 +61,5 @@ pub use random::random;
 pub use reason::reason;
 pub use region::Region;
 pub use relay::relay;
+pub use rest::Rest;
 pub use taken::Pace;

@@ -4,7 +4,10 @@
 mod claims;
 mod error;
 mod merge;
+mod metadata_first;
+mod passed;
 mod shard;
+mod sides;
 
 pub use claims::ClaimError;
 pub use error::Error;

@@ -47,7 +47,7 @@ mod writer;
 
 pub use foreign::Foreign;
 pub use grammar::{Grammar, GrammarError};
-pub use identity::{ImageId, NoImageId, Shard};
+pub use identity::{ImageId, NoImageId, Shard, SplitId};
 pub use marker::{Body, MARKER_MAX, Marker, MarkerError};
 pub use name::{FileName, NAME_MAX, NameError};
 pub use reader::{ReadError, StreamReader};
