@@ -36,6 +36,8 @@ struct Connection {
     is_ready: bool,
     /// Whether all of its shard was sent.
     is_through: bool,
+    /// Whether it has ended while it was needed.
+    is_lost: bool,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -81,7 +83,13 @@ impl Peer {
             holder.start(role, program)?;
             holder.events.listen(role, output.read).map_err(Cause::System)?;
             let input = Some(File::from(input.write));
-            connections.push(Connection { role, input, is_ready: false, is_through: false });
+            connections.push(Connection {
+                role,
+                input,
+                is_ready: false,
+                is_through: false,
+                is_lost: false,
+            });
         }
         Ok(Peer {
             host: route.to_string(),
@@ -246,15 +254,16 @@ impl Peer {
     /// A connection is at its end, or says nothing more. The first one must stay until the tree
     /// runs; the others, until their shards were sent.
     pub(super) fn has_lost(&mut self, index: Option<usize>) -> bool {
-        let Some(connection) = self.connections.get(index.unwrap_or(0)) else { return false };
-        let is_needed = match index.unwrap_or(0) {
+        let index = index.unwrap_or(0);
+        let Some(connection) = self.connections.get_mut(index) else { return false };
+        connection.is_lost |= match index {
             0 => self.stage != Stage::Over,
             _ => self.stage == Stage::Connecting || !connection.is_through,
         };
-        if is_needed && index.unwrap_or(0) == 0 {
+        if connection.is_lost && index == 0 {
             self.stage = Stage::Over;
         }
-        is_needed
+        connection.is_lost
     }
 
     /// Nothing more will be said, nor is to be.
