@@ -3,7 +3,7 @@
 use crate::cause::Cause;
 use crate::family::Role;
 use crate::holder::Holder;
-use crate::link::word::{Version, Word};
+use crate::link::word::Word;
 use crate::link::{PROTOCOL, Route, Token, relay};
 use crate::shell::Shell;
 use pipe_io::pipe::Pipe;
@@ -198,10 +198,10 @@ impl Peer {
         let Some(connection) = self.connections.get_mut(index) else { return Err(said()) };
         match (Word::parse(line), self.stage) {
             (Some(Word::Ready(theirs)), Stage::Connecting) if !connection.is_ready => {
-                connection.is_ready = true;
-                match theirs.protocol == PROTOCOL {
+                connection.is_ready = theirs.protocol == PROTOCOL;
+                match connection.is_ready {
                     true => Ok(()),
-                    false => Err(self.other_version(theirs)),
+                    false => Err(Cause::OtherVersion(self.host.clone(), theirs)),
                 }
             }
             (Some(Word::Prepared), Stage::Sending) if index == 0 => {
@@ -231,10 +231,6 @@ impl Peer {
             (_, Stage::Going(_) | Stage::Over) => Ok(()),
             _ => Err(said()),
         }
-    }
-
-    fn other_version(&self, theirs: Version) -> Cause {
-        Cause::OtherVersion(self.host.clone(), theirs)
     }
 
     /// Hears what a relay tells.
