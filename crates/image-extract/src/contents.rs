@@ -6,7 +6,7 @@ use crate::walk::{Visitor, walk};
 use crate::{Args, NAME};
 use cli::{Counters, Descriptors, Failure, Place, Program, StreamInput};
 use pipe_io::inherit::Direction;
-use pipe_io::{Endpoint, Patient};
+use pipe_io::{Bytes, Endpoint, Patient};
 use serde::Serialize;
 use std::collections::HashMap;
 use std::io::{self, Write};
@@ -34,11 +34,11 @@ pub(crate) fn verify(args: &Args) -> Result<(), Failure<Error>> {
     let bytes: u64 = contents.files.iter().map(|file| file.size).sum();
     let program = Program::new(NAME, args.common.verbose);
     let files = contents.files.len();
+    let bytes = Bytes(bytes);
     match contents.parent_id {
-        None => program.note(format_args!("the image is whole: {files} files, {bytes} bytes")),
-        Some(parent) => program.note(format_args!(
-            "the increment of image {parent} is whole: {files} files, {bytes} bytes"
-        )),
+        None => program.note(format_args!("the image is whole: {files} files, {bytes}")),
+        Some(parent) => program
+            .note(format_args!("the increment of image {parent} is whole: {files} files, {bytes}")),
     }
     Ok(())
 }

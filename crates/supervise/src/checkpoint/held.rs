@@ -13,11 +13,12 @@ use crate::gate::{Gate, Question, Stage};
 use crate::holder::{Holder, Weight};
 use crate::scratch::Scratch;
 use crate::shell::{Part, Shell};
-use crate::tell::{Bytes, Rate, Seconds, Voice, print_line};
+use crate::tell::{Seconds, Voice, print_line};
 use crate::tree::{State, Tree};
 use nix::sys::signal::Signal;
 use pipe_io::pipe::Pipe;
 use pipe_io::process;
+use pipe_io::{Bytes, Rate};
 use std::fs;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -26,6 +27,10 @@ use std::path::PathBuf;
 use std::process::{Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 use wire_format::ImageId;
+
+/// With so many shards, one is for the metadata, so that a restore can begin early. With two, a
+/// single one would be left for the memory, and half as many compressors.
+const WITH_METADATA: usize = 3;
 
 /// A tree that is held while its image is made safe.
 pub(super) struct Held {
@@ -165,7 +170,11 @@ impl Held {
             readers.push(read);
         }
         let fds: Vec<&OwnedFd> = self.shards.iter().map(Tap::fd).collect();
+        let metadata_first = self.plan.shards.get() >= WITH_METADATA;
         self.holder.start_with_shards(Role::Split, "shard-split", &fds, |command| {
+            if metadata_first {
+                command.arg("--metadata-first");
+            }
             command.stdin(image);
             Ok(())
         })?;

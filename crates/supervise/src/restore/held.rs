@@ -17,11 +17,12 @@ use crate::link::word::Word;
 use crate::scratch::Scratch;
 use crate::shell::{Part, Shell};
 use crate::stdio;
-use crate::tell::{Bytes, Rate, Seconds, Voice, print_line};
+use crate::tell::{Seconds, Voice, print_line};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use pipe_io::inherit::{self, Direction};
 use pipe_io::process;
+use pipe_io::{Bytes, Rate};
 use std::fs::{self, DirBuilder};
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::DirBuilderExt;
@@ -124,9 +125,9 @@ impl Held {
             Source::Stdin => Vec::new(),
             Source::Command(text) => self.start_commands(&text)?,
             Source::Link(arrival) => {
-                let (peer, taps, parts) = Peer::receive(arrival, &mut self.holder)?;
-                (self.peer, self.parts) = (Some(peer), taps);
-                parts
+                let (peer, parts) = Peer::receive(arrival, &mut self.holder)?;
+                (self.peer, self.parts) = (Some(peer), parts.taps);
+                parts.readers
             }
         };
         let image = self.join(parts)?;
