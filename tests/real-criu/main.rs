@@ -14,6 +14,7 @@ mod victim;
 mod cycles;
 mod directory;
 mod failures;
+mod lazy;
 mod migration;
 mod safety;
 mod serving;

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use nix::sys::signal::{Signal, killpg};
+use nix::unistd::Pid;
 
 use crate::bench::{Bench, pid_of, programs, wait_for};
 
@@ -50,6 +51,11 @@ impl Pipeline {
             assert!(found || !ended, "no {line}; the pipeline ended:\n{}", self.messages());
             found.then_some(())
         });
+    }
+
+    /// The script's own process, or what that has executed.
+    pub(crate) fn pid(&self) -> Pid {
+        pid_of(&self.bash)
     }
 
     /// Sends a signal to all of them, as ^C at the keyboard does.

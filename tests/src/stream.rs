@@ -329,6 +329,24 @@ impl Writer {
         self.protobuf(&protobuf)
     }
 
+    /// A marker with the fields of ours that say which image this is, and of which it is an
+    /// increment.
+    pub fn increment_marker(
+        self,
+        body: &Body,
+        image_id: [u8; 16],
+        parent_id: Option<[u8; 16]>,
+    ) -> Self {
+        let mut protobuf = encode(self.seq, body);
+        let ids = [(100, Some(image_id)), (105, parent_id)];
+        for (field, id) in ids.into_iter().filter_map(|(field, id)| Some((field, id?))) {
+            put_varint(&mut protobuf, field << 3 | 2);
+            put_varint(&mut protobuf, id.len() as u64);
+            protobuf.extend_from_slice(&id);
+        }
+        self.protobuf(&protobuf)
+    }
+
     /// These bytes, as they are.
     pub fn raw(mut self, bytes: &[u8]) -> Self {
         self.bytes.extend_from_slice(bytes);

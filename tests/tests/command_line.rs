@@ -10,8 +10,15 @@ use tests::filters::files_in;
 use tests::pipeline::{Filter, collect_from};
 use tests::stream::read_stream;
 
-const FILTERS: [&str; 5] =
-    ["criu-sock-capture", "shard-split", "shard-merge", "image-serve", "image-extract"];
+const FILTERS: [&str; 7] = [
+    "criu-sock-capture",
+    "shard-split",
+    "shard-merge",
+    "image-serve",
+    "image-extract",
+    "criu-page-capture",
+    "image-combine",
+];
 
 #[test]
 fn every_filter_tells_its_version_and_its_options() {

@@ -7,7 +7,7 @@ use pipe_io::Patient;
 use std::ffi::OsString;
 use std::fmt;
 use std::io::{self, Write};
-use std::process::ExitCode;
+use std::process::{ExitCode, Termination};
 use std::sync::Arc;
 
 /// How a program did not do what it was asked for.
@@ -64,16 +64,16 @@ impl Program {
 
 /// Runs a filter: parses its command line, calls `run`, prints its error as one line, and
 /// returns its exit status.
-pub fn main<A: Parser, E: fmt::Display>(
+pub fn main<A: Parser, T: Termination, E: fmt::Display>(
     name: &'static str,
-    run: impl FnOnce(A) -> Result<(), Failure<E>>,
+    run: impl FnOnce(A) -> Result<T, Failure<E>>,
 ) -> ExitCode {
     let args = match parse::<A>(name, std::env::args_os()) {
         Ok(args) => args,
         Err(status) => return status,
     };
     match run(args) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(success) => success.report(),
         Err(Failure::Failed(error)) => failed(name, error),
         Err(Failure::Command(error, status)) => {
             complain(name, error);

@@ -5,8 +5,8 @@ use crate::{Counters, Descriptors, Place, UsageError, program};
 use pipe_io::Endpoint;
 use pipe_io::inherit::Direction;
 use serde::Serialize;
-use std::io::Write;
-use std::os::fd::RawFd;
+use std::io::{self, Write};
+use std::os::fd::{AsFd, OwnedFd, RawFd};
 use std::time::Duration;
 use wire_format::FileName;
 
@@ -17,7 +17,7 @@ pub struct Progress(Sink);
 #[derive(Serialize)]
 struct Filled {
     filled: u64,
-    total: u64,
+    left: u64,
     fill_duration_millis: u64,
 }
 
@@ -56,10 +56,10 @@ impl Progress {
         self.line("restored");
     }
 
-    /// So many bytes of memory have come, of so many, in so much time.
-    pub fn filled(&self, filled: u64, total: u64, time: Duration) {
+    /// So many bytes of memory have come, and are still to come, after so much time.
+    pub fn filled(&self, filled: u64, left: u64, time: Duration) {
         // Numbers in a struct: this has no way to fail.
-        let report = Filled { filled, total, fill_duration_millis: time.as_millis() as u64 };
+        let report = Filled { filled, left, fill_duration_millis: time.as_millis() as u64 };
         self.line(&serde_json::to_string(&report).unwrap_or_default());
     }
 
@@ -71,6 +71,19 @@ impl Progress {
     /// All is done: how much went where, as one line of JSON.
     pub fn finished(&self, counters: &Counters) {
         self.line(&counters.json());
+    }
+
+    /// Another descriptor for the same, for another program.
+    pub fn try_clone(&self) -> io::Result<OwnedFd> {
+        match &self.0 {
+            Sink::Stderr => io::stderr().as_fd().try_clone_to_owned(),
+            Sink::Endpoint(endpoint) => endpoint.as_fd().try_clone_to_owned(),
+        }
+    }
+
+    /// A line of another program's progress.
+    pub fn pass_on(&mut self, line: &str) {
+        self.line(line);
     }
 
     fn line(&self, text: &str) {

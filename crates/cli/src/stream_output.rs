@@ -4,7 +4,7 @@ use crate::{Counters, Place, reason};
 use pipe_io::poll::{self, PollFd, PollFlags};
 use pipe_io::{Endpoint, Kind, MoveError, Mover, splice};
 use std::fmt;
-use std::io::{self, ErrorKind};
+use std::io::{self, ErrorKind, Write};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -54,6 +54,11 @@ impl StreamOutput {
         self.writer.identify(image_id);
     }
 
+    /// Makes the stream an increment of that image, as long as it has no marker.
+    pub fn descend_from(&mut self, parent_id: ImageId) {
+        self.writer.descend_from(parent_id);
+    }
+
     /// Writes a marker of another stream, renumbered.
     pub fn marker(&mut self, body: Body) -> Result<(), OutputError> {
         self.writer.marker(body).map_err(OutputError)
@@ -67,6 +72,21 @@ impl StreamOutput {
     /// Announces data of a file. [`StreamOutput::payload`] must move it next.
     pub fn data(&mut self, name: &FileName, length: u32) -> Result<(), OutputError> {
         self.writer.data(name, length).map_err(OutputError)
+    }
+
+    /// Writes data of a file from memory.
+    pub fn bytes(&mut self, name: &FileName, bytes: &[u8]) -> Result<(), OutputError> {
+        /// What one marker announces at most.
+        const PIECE: usize = 1 << 30;
+
+        for piece in bytes.chunks(PIECE) {
+            self.data(name, piece.len() as u32)?;
+            self.flush()?;
+            let mut to = self.writer.get_ref();
+            to.write_all(piece).map_err(OutputError)?;
+            self.count(0);
+        }
+        Ok(())
     }
 
     /// Moves the data that was announced, all of it.
@@ -85,9 +105,20 @@ impl StreamOutput {
         length: u32,
         left: u32,
     ) -> Result<u32, SourceError> {
+        self.some_payload_of(from, length, left, left)
+    }
+
+    /// The same, but not more than `most` bytes: the rest comes from elsewhere.
+    pub fn some_payload_of(
+        &mut self,
+        from: &Endpoint,
+        length: u32,
+        left: u32,
+        most: u32,
+    ) -> Result<u32, SourceError> {
         self.flush().map_err(SourceError::Output)?;
         let before = u64::from(length - left);
-        match self.move_some(from, left.into()) {
+        match self.move_some(from, left.min(most).into()) {
             Ok(0) => Err(SourceError::Source(before, None)),
             Ok(moved) => {
                 // Not more than `left`.

@@ -4,15 +4,23 @@
 //! directory, and for every image file send its name and one end of a pipe. This crate listens
 //! there ([`Listener`]) and speaks the protocol ([`Connection`]); what goes through the pipes is
 //! none of its business. DESIGN.md section 4 describes the protocol.
+//!
+//! With `--page-server` CRIU sends all memory over one connection, and writes the other files
+//! itself: [`page_server`] reads what it says, and [`Pagemap`] is what an image says of its
+//! memory. DESIGN.md section 9 describes it.
 
 mod client;
 mod connection;
+pub mod inventory;
 mod listener;
 mod message;
+pub mod page_server;
+mod pagemap;
 
 pub use client::Client;
 pub use connection::{Connection, Event, ProtocolError};
-pub use listener::{Direction, ListenError, Listener};
+pub use listener::{Direction, ListenError, Listener, is_allowed, listen_at};
+pub use pagemap::{Pagemap, PagemapError, page_size, pages_file};
 
 /// The last file of a dump and the first of a restore. A dump that failed never sends it.
 pub const INVENTORY: &str = "inventory.img";

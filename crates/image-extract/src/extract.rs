@@ -35,7 +35,9 @@ pub(crate) fn run(directory: PathBuf, args: Args) -> Result<(), Failure<Error>> 
             open: HashMap::new(),
             nowhere: nowhere().map_err(Error::System)?,
         };
-        walk(StreamInput::new(Place::Stdin, stdin), &counters, &mut extraction)?;
+        let input = StreamInput::new(Place::Stdin, stdin);
+        let input = if args.increment { input.or_increment() } else { input };
+        walk(input, &counters, &mut extraction)?;
         extraction.finish()?;
         progress.finished(&counters);
         Ok(())

@@ -66,6 +66,9 @@ struct Args {
     #[arg(long, help_heading = "Instead", conflicts_with_all = ["images_dir", "external", "names"])]
     verify: bool,
 
+    /// Unpack an increment, too, which is not whole
+    #[arg(long, conflicts_with_all = ["list", "verify"])]
+    increment: bool,
     /// With --verify: refuse an image that has another id
     ///
     /// The id is what criu-checkpoint gives its command as IMAGE_ID.

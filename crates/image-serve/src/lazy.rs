@@ -5,14 +5,13 @@ use crate::error::Error;
 use crate::store::{Piece, Pieces, Store};
 use cli::{Cleanup, Progress, UsageError};
 use lazy_pages::{ImageFile, Keeper, Moment, Pagemap, Pages, PagesImage, Place, Server};
-use pipe_io::pipe::PAGE;
+use pipe_io::pipe::page;
 use pipe_io::{Endpoint, Kind};
 use std::num::NonZeroUsize;
 use std::os::fd::AsFd;
 use std::path::Path;
 use std::sync::Arc;
 use std::thread;
-use std::time::Instant;
 use wire_format::FileName;
 
 /// The options of memory on demand.
@@ -114,7 +113,7 @@ impl Lazy {
             store.names().filter_map(|name| Some((name.clone(), pid(name)?))).collect::<Vec<_>>()
         {
             let bytes = contents(store, &name, pages.file())?;
-            let map = lazy_pages::split(&bytes, PAGE as u64)
+            let map = lazy_pages::split(&bytes, page() as u64)
                 .map_err(|error| Error::Pagemap(name.clone(), error))?;
             let (pages_name, pages_image) = pages_image(store, &name, &map)?;
             if map.lazy.is_empty() {
@@ -130,7 +129,7 @@ impl Lazy {
     /// Fails if CRIU asks for what memory was left out of, and nobody is there to hand over where it
     /// belongs: CRIU would make zeros of it.
     pub(crate) fn check_request(&self, name: &FileName) -> Result<(), Error> {
-        match pid(name).is_some() && !self.server.is_connected() {
+        match pid(name).is_some() && !self.server.has_connected()? {
             true => Err(Error::NotLazy(name.clone())),
             false => Ok(()),
         }
@@ -144,19 +143,12 @@ impl Lazy {
         stream: impl FnOnce() -> Result<(), Error>,
     ) -> Result<(), Error> {
         let LateMemory { pages, threads } = late;
-        let begun = Instant::now();
-        let mut tell = |moment| match moment {
+        let tell = |moment| match moment {
             Moment::Restored => progress.restored(),
-            Moment::Filling => progress.filled(pages.filled(), pages.total(), begun.elapsed()),
+            Moment::Filling { filled, left, time } => progress.filled(filled, left, time),
         };
         let (streamed, served) = thread::scope(|scope| {
-            let serving = scope.spawn(|| {
-                let served = self.server.run(pages, &self.keeper, *threads, &mut tell);
-                if served.is_ok() && self.server.is_connected() {
-                    tell(Moment::Filling);
-                }
-                served
-            });
+            let serving = scope.spawn(move || self.server.run(pages, &self.keeper, *threads, tell));
             let streamed = stream();
             self.server.stream_is_over();
             (streamed, serving.join())

@@ -151,6 +151,12 @@ impl Layout {
         self.waiting.is_empty() && self.claims.iter().all(Ranges::is_empty)
     }
 
+    /// Bytes that are still to come.
+    pub(crate) fn bytes(&self) -> u64 {
+        let sets = std::iter::once(&self.waiting).chain(&self.claims);
+        sets.flat_map(Ranges::iter).map(|(_, range)| range.length).sum()
+    }
+
     fn all(&mut self) -> impl Iterator<Item = &mut Ranges> {
         std::iter::once(&mut self.waiting).chain(&mut self.claims)
     }

@@ -30,13 +30,8 @@ impl Pages {
         self.images.push(image);
     }
 
-    /// How many bytes come late.
-    pub fn total(&self) -> u64 {
-        self.tasks.values().flat_map(|(_, late)| late).map(|late| late.length).sum()
-    }
-
     /// How many bytes have come, those for fork's children too.
-    pub fn filled(&self) -> u64 {
+    pub(crate) fn filled(&self) -> u64 {
         self.brought.load(Ordering::Relaxed)
     }
 

@@ -13,9 +13,10 @@ use pipe_io::socket;
 use pipe_io::userfault::UserFault;
 use std::num::NonZeroUsize;
 use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -29,6 +30,8 @@ pub fn check() -> Result<(), Error> {
 pub struct Server {
     listener: Listener,
     work: Work,
+    /// The connection, until it is taken by the thread that serves it.
+    accepted: Mutex<Option<UnixStream>>,
     connected: AtomicBool,
     /// Whether CRIU has all that it gets as a stream: who has not connected by then never does.
     streamed: AtomicBool,
@@ -39,8 +42,15 @@ pub struct Server {
 pub enum Moment {
     /// The processes are let run.
     Restored,
-    /// Some time has passed.
-    Filling,
+    /// A second has passed, or all is over.
+    Filling {
+        /// Bytes that have come.
+        filled: u64,
+        /// Bytes that are still to come.
+        left: u64,
+        /// Since the processes were let run.
+        time: Duration,
+    },
 }
 
 /// How often [`Moment::Filling`] is told.
@@ -53,7 +63,7 @@ impl Server {
         socket::ask_for_senders(&listener).map_err(Error::System)?;
         let work = Work::new().map_err(Error::System)?;
         let (connected, streamed) = (AtomicBool::new(false), AtomicBool::new(false));
-        Ok(Server { listener, work, connected, streamed })
+        Ok(Server { listener, work, accepted: Mutex::default(), connected, streamed })
     }
 
     /// Where the socket is. The caller removes it when it is done.
@@ -61,10 +71,28 @@ impl Server {
         self.listener.path()
     }
 
-    /// Whether CRIU has connected: one that was not told `--lazy-pages` never does, and restores
-    /// what is left out as zeros.
-    pub fn is_connected(&self) -> bool {
+    /// Whether CRIU has connected by now: one that was not told `--lazy-pages` never does, and
+    /// restores what is left out as zeros.
+    pub fn has_connected(&self) -> Result<bool, Error> {
+        let mut accepted = self.accepted.lock().unwrap_or_else(PoisonError::into_inner);
+        if !self.is_connected() {
+            *accepted = self.listener.accept_stream().map_err(Error::System)?;
+            if accepted.is_some() {
+                self.connected.store(true, Ordering::Release);
+                self.listener.refuse_more();
+                self.work.ring();
+            }
+        }
+        Ok(self.is_connected())
+    }
+
+    fn is_connected(&self) -> bool {
         self.connected.load(Ordering::Acquire)
+    }
+
+    fn take_connection(&self) -> Option<Connection> {
+        let mut accepted = self.accepted.lock().unwrap_or_else(PoisonError::into_inner);
+        accepted.take().map(Connection::new)
     }
 
     /// Notes that CRIU has hung up where it reads the image.
@@ -88,7 +116,7 @@ impl Server {
             keeper,
             fillers: fillers.get(),
             connection: None,
-            restored: false,
+            restored: None,
             spaces: Vec::new(),
             waiting: Vec::new(),
             tree: Tree::default(),
@@ -121,7 +149,8 @@ struct Serving<'a, T> {
     keeper: &'a Keeper,
     fillers: usize,
     connection: Option<Connection>,
-    restored: bool,
+    /// When the processes were let run.
+    restored: Option<Instant>,
     spaces: Vec<Arc<Space>>,
     /// Who could not be answered yet.
     waiting: Vec<(Arc<Space>, u64)>,
@@ -158,23 +187,26 @@ impl<T: FnMut(Moment)> Serving<'_, T> {
             }
             self.read(&ready.spaces)?;
             self.answer_waiting()?;
-            if ready.criu {
-                self.hear_criu()?;
-            }
             if ready.bell {
                 self.server.work.hear()?;
             }
+            if ready.criu || ready.bell {
+                self.hear_criu()?;
+            }
             self.search()?;
             self.forget_complete();
-            self.tell();
+            if self.told.elapsed() >= TELLING {
+                self.tell_of_filling();
+            }
         }
+        self.tell_of_filling();
         Ok(())
     }
 
     /// Whether there is nothing more to come, and nothing left to be done.
     fn is_over(&self) -> bool {
         let is_last = match self.server.is_connected() {
-            true => self.restored,
+            true => self.restored.is_some(),
             false => self.server.streamed.load(Ordering::Acquire),
         };
         is_last && self.spaces.is_empty()
@@ -245,12 +277,11 @@ impl<T: FnMut(Moment)> Serving<'_, T> {
     }
 
     fn hear_criu(&mut self) -> Result<(), Error> {
-        if self.connection.is_none() {
-            let accepted = self.server.listener.accept_stream().map_err(Error::System)?;
-            let Some(stream) = accepted else { return Ok(()) };
-            self.connection = Some(Connection::new(stream));
-            self.server.connected.store(true, Ordering::Release);
-            self.server.listener.refuse_more();
+        if !self.server.has_connected()? {
+            return Ok(());
+        }
+        if let Some(connection) = self.server.take_connection() {
+            self.connection = Some(connection);
         }
         while let Some(connection) = &mut self.connection {
             match connection.next_event()? {
@@ -277,7 +308,7 @@ impl<T: FnMut(Moment)> Serving<'_, T> {
 
     /// The processes are let run.
     fn begin(&mut self) {
-        self.restored = true;
+        self.restored = Some(Instant::now());
         self.connection = None;
         self.spaces.iter().for_each(|space| space.open());
         self.server.work.set(&self.spaces);
@@ -310,11 +341,12 @@ impl<T: FnMut(Moment)> Serving<'_, T> {
         }
     }
 
-    fn tell(&mut self) {
-        if self.restored && self.told.elapsed() >= TELLING {
-            self.told = Instant::now();
-            (self.tell)(Moment::Filling);
-        }
+    fn tell_of_filling(&mut self) {
+        let Some(restored) = self.restored else { return };
+        self.told = Instant::now();
+        let filled = self.pages.filled();
+        let left = self.spaces.iter().map(|space| space.missing()).sum();
+        (self.tell)(Moment::Filling { filled, left, time: restored.elapsed() });
     }
 
     /// Ends all processes whose memory is not complete.

@@ -3,7 +3,9 @@
 use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::Signal;
+use nix::sys::stat::SFlag;
 use std::fmt;
+use std::io::IsTerminal;
 use std::os::fd::{BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 
@@ -64,6 +66,28 @@ pub fn duplicate(number: RawFd, direction: Direction) -> Result<OwnedFd, Refusal
     // SAFETY: `check_open` has seen that the descriptor is open, and it is only borrowed.
     let fd = unsafe { BorrowedFd::borrow_raw(number) };
     fd.try_clone_to_owned().map_err(|_| Refusal::NotOpen)
+}
+
+/// What a descriptor is that programs which we start would find open, where it connects them with
+/// others: a pipe, a socket or a terminal.
+pub fn what_programs_inherit(number: RawFd) -> Option<&'static str> {
+    if number < 0 {
+        return None;
+    }
+    // SAFETY: the number is not -1, and it is only asked about while borrowed: if it is not open the
+    // kernel says EBADF.
+    let fd = unsafe { BorrowedFd::borrow_raw(number) };
+    let flags = FdFlag::from_bits_retain(fcntl(fd, FcntlArg::F_GETFD).ok()?);
+    if flags.contains(FdFlag::FD_CLOEXEC) {
+        return None;
+    }
+    let stat = nix::sys::stat::fstat(fd).ok()?;
+    match SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT {
+        SFlag::S_IFIFO => Some("a pipe"),
+        SFlag::S_IFSOCK => Some("a socket"),
+        SFlag::S_IFCHR if fd.is_terminal() => Some("a terminal"),
+        _ => None,
+    }
 }
 
 /// Which of the descriptors 0, 1 and 2 the program was started without, as bits.

@@ -196,6 +196,9 @@ impl Merge {
         if let Some(image_id) = marker.image_id {
             self.output.identify(image_id);
         }
+        if let Some(parent_id) = marker.parent_id {
+            self.output.descend_from(parent_id);
+        }
         if marker.body == Body::ImageEof {
             return Ok(Body::ImageEof);
         }

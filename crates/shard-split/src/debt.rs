@@ -1,6 +1,6 @@
 //! Bytes that were promised to a shard and did not fit.
 
-use pipe_io::pipe::PAGE;
+use pipe_io::pipe::page;
 use std::collections::VecDeque;
 
 /// What is still to be written to a shard before anything else. It never holds more than the
@@ -28,7 +28,7 @@ impl Debt {
     /// a free slot.
     pub(crate) fn page(&self) -> &[u8] {
         let (front, _) = self.0.as_slices();
-        front.get(..PAGE).unwrap_or(front)
+        front.get(..page()).unwrap_or(front)
     }
 
     /// Notes that the first bytes were written.

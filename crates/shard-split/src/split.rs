@@ -12,7 +12,7 @@ use cli::{
 };
 use pipe_io::Kind;
 use pipe_io::inherit::Direction;
-use pipe_io::pipe::{self, PAGE};
+use pipe_io::pipe::{self, Slots, page};
 use pipe_io::poll::{self, PollFd, PollFlags};
 use std::io::ErrorKind;
 use std::os::fd::AsFd;
@@ -36,9 +36,10 @@ pub(crate) fn run(args: Args) -> Result<(), Failure<Error>> {
     );
 
     let split = || {
-        let mut input = StreamInput::new(Place::Stdin, stdin);
+        let mut input = StreamInput::new(Place::Stdin, stdin).or_increment();
         await_stream(&input, &ends)?;
         let (image_id, first) = identify(&mut input)?;
+        let parent_id = first.parent_id;
         let mut commands = None;
         if let ShardPlan::Filter { count, command } = &plan {
             let (started, theirs) =
@@ -50,13 +51,13 @@ pub(crate) fn run(args: Args) -> Result<(), Failure<Error>> {
         let split = Split {
             input,
             shards,
-            pending: vec![first],
+            pending: vec![first.body],
             next_seq: 0,
             seen: 0,
             favourite: 0,
-            density: PAGE as u64,
+            density: page() as u64,
         };
-        split.run(image_id, &mut outputs)?;
+        split.run(image_id, parent_id, &mut outputs)?;
         outputs.complete(sync)?;
         progress.finished(&counters);
         Ok(())
@@ -82,13 +83,13 @@ fn await_stream(input: &StreamInput, ends: &[ShardEnd]) -> Result<(), Error> {
 
 /// Takes the first marker, which says what image it is; an image by another program gets an
 /// identity here.
-fn identify(input: &mut StreamInput) -> Result<(ImageId, Body), Error> {
+fn identify(input: &mut StreamInput) -> Result<(ImageId, Marker), Error> {
     let marker = input.next_marker()?;
     let image_id = match marker.image_id {
         Some(image_id) => image_id,
         None => new_image_id().map_err(Error::System)?,
     };
-    Ok((image_id, marker.body))
+    Ok((image_id, marker))
 }
 
 /// A split that goes on.
@@ -115,14 +116,22 @@ impl Split {
     const PENDING_MAX: usize = 32;
     /// A pipe of so few slots may be too small for a marker and its payload, and tells nothing
     /// about how they came.
-    const SMALL_PIPE: u64 = 8;
+    const SMALL_PIPE: Slots = Slots(8);
 
     /// Writes the whole image, and closes the shards. After an error `outputs` has been asked for
     /// its reason before they are closed.
-    fn run(mut self, image_id: ImageId, outputs: &mut Outputs) -> Result<(), Error> {
+    fn run(
+        mut self,
+        image_id: ImageId,
+        parent_id: Option<ImageId>,
+        outputs: &mut Outputs,
+    ) -> Result<(), Error> {
         let count = self.shards.len() as u32;
         for (index, shard) in (0..).zip(&mut self.shards) {
             shard.identify(image_id, ShardPlace { index, count });
+            if let Some(parent_id) = parent_id {
+                shard.descend_from(parent_id);
+            }
         }
         let written = self.write_image().and_then(|last| settle(&mut self.shards, last, outputs));
         written.map_err(|error| outputs.explain(error))
@@ -329,9 +338,9 @@ impl Split {
             }
         }
         if let Some(shard) = self.shards.get_mut(room.shard) {
-            shard.gave(length, length.div_ceil(self.density) + 1);
+            shard.gave(length, Slots(length.div_ceil(self.density) + 1));
         }
-        self.density = (self.density * 2).min(PAGE as u64);
+        self.density = (self.density * 2).min(page() as u64);
         Ok(())
     }
 
@@ -342,7 +351,7 @@ impl Split {
             shard.gave(moved, room.slots);
         }
         if room.slots > Split::SMALL_PIPE {
-            self.density = (moved / room.slots).clamp(1, PAGE as u64);
+            self.density = (moved / room.slots.0).clamp(1, page() as u64);
         }
         let mut buffer = vec![0; left.min(ASIDE) as usize];
         let mut left = left;

@@ -82,7 +82,7 @@ pub fn path_of(name: &str) -> Option<PathBuf> {
 
 /// Starts something while these descriptors are open in it too, under the same numbers. Not while
 /// another thread starts anything.
-pub fn lending<T>(fds: &[&OwnedFd], start: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
+pub fn lending<T>(fds: &[impl AsFd], start: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
     let set = |flags| -> io::Result<()> {
         fds.iter().try_for_each(|fd| Ok(fcntl(fd, FcntlArg::F_SETFD(flags)).map(drop)?))
     };
@@ -93,8 +93,8 @@ pub fn lending<T>(fds: &[&OwnedFd], start: impl FnOnce() -> io::Result<T>) -> io
 }
 
 /// The numbers of descriptors, as the filters take them.
-pub fn numbers(fds: &[&OwnedFd]) -> String {
-    let numbers: Vec<String> = fds.iter().map(|fd| fd.as_raw_fd().to_string()).collect();
+pub fn numbers(fds: &[impl AsFd]) -> String {
+    let numbers: Vec<String> = fds.iter().map(|fd| fd.as_fd().as_raw_fd().to_string()).collect();
     numbers.join(",")
 }
 

@@ -76,8 +76,8 @@ pub struct LastWords {
 #[derive(Debug)]
 pub struct Reins {
     signals: SignalFd,
-    front: UnixStream,
-    front_gone: bool,
+    /// While there is one.
+    front: Option<UnixStream>,
 }
 
 /// Runs `hold` in a second process, and ends as that says.
@@ -104,8 +104,8 @@ pub fn in_two_processes(
             prctl::set_child_subreaper(true)?;
             // One that was made before would go on telling of the front's signals.
             drop(signals);
-            let reins = Reins { signals: take_signals()?, front: holder, front_gone: false };
-            let mut teller = reins.front.try_clone()?;
+            let mut teller = holder.try_clone()?;
+            let reins = Reins { signals: take_signals()?, front: Some(holder) };
             let outcome = hold(reins, scratch);
             let _ = teller.write_all(Fact::Outcome(outcome).to_string().as_bytes());
             Ok(match outcome {
@@ -143,17 +143,22 @@ fn take_signals() -> io::Result<SignalFd> {
 }
 
 impl Reins {
+    /// For a command that is one process, which the caller has started: it takes the signals
+    /// itself.
+    pub fn without_front() -> io::Result<Reins> {
+        Ok(Reins { signals: take_signals()?, front: None })
+    }
+
     pub(crate) fn fds(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
-        let front = (!self.front_gone).then(|| self.front.as_fd());
-        std::iter::once(self.signals.as_fd()).chain(front)
+        std::iter::once(self.signals.as_fd()).chain(self.front.iter().map(AsFd::as_fd))
     }
 
     pub(crate) fn take_events(&mut self, events: &mut Vec<Event>) {
         let mut buffer = [0; 64];
-        while !self.front_gone {
-            match (&self.front).read(&mut buffer) {
+        while let Some(mut front) = self.front.as_ref() {
+            match front.read(&mut buffer) {
                 Ok(0) => {
-                    self.front_gone = true;
+                    self.front = None;
                     events.push(Event::FrontGone);
                 }
                 Ok(read) => events.extend(
@@ -177,7 +182,9 @@ impl Reins {
 
     /// Tells the front.
     pub fn tell(&mut self, fact: Fact) {
-        let _ = (&self.front).write_all(fact.to_string().as_bytes());
+        if let Some(mut front) = self.front.as_ref() {
+            let _ = front.write_all(fact.to_string().as_bytes());
+        }
     }
 }
 
@@ -323,7 +330,7 @@ impl Front {
 
 impl Outcome {
     /// Ends this process so.
-    fn end(self) -> ExitCode {
+    pub fn end(self) -> ExitCode {
         match self {
             Outcome::Status(status) => ExitCode::from(status),
             Outcome::Signal(signal) => {

@@ -3,6 +3,7 @@
 
 use prost::Message;
 use std::collections::HashMap;
+use std::os::fd::RawFd;
 
 /// CRIU's files of an image that are looked at, by their names.
 pub(crate) struct Images<'a> {
@@ -52,9 +53,9 @@ struct Pipe {
 }
 
 impl Images<'_> {
-    /// What `criu restore --inherit-fd` takes, so that each of the root's descriptors 0, 1 and 2
-    /// that is a pipe becomes ours of the same number. What is no pipe comes back by itself.
-    pub(crate) fn inherited(&mut self) -> Vec<String> {
+    /// Which of the root's descriptors 0, 1 and 2 are pipes, and how `criu restore --inherit-fd`
+    /// names each. What is no pipe comes back by itself.
+    pub(crate) fn pipes(&mut self) -> Vec<(RawFd, String)> {
         let Some(root) = first::<Process>(self.pstree) else { return Vec::new() };
         let ids = (self.read)(&format!("ids-{}.img", root.pid));
         let Some(ids) = first::<Ids>(&ids) else { return Vec::new() };
@@ -70,7 +71,8 @@ impl Images<'_> {
                 inherited.push((descriptor.number, *inode));
             }
         }
-        inherited.iter().map(|(number, inode)| format!("fd[{number}]:pipe:[{inode}]")).collect()
+        let name = |(number, inode)| (number as RawFd, format!("pipe:[{inode}]"));
+        inherited.into_iter().map(name).collect()
     }
 }
 
@@ -122,14 +124,12 @@ mod tests {
             _ => Vec::new(),
         };
         let mut images = Images { pstree: &pstree, read: &mut read };
-        assert_eq!(images.inherited(), ["fd[1]:pipe:[200]"]);
+        assert_eq!(images.pipes(), [(1, "pipe:[200]".to_owned())]);
     }
 
     #[test]
     fn what_is_no_image_gives_nothing() {
         let mut read = |_: &str| b"garbage".to_vec();
-        assert!(
-            Images { pstree: b"12345678\xff\xff\xff\xff", read: &mut read }.inherited().is_empty()
-        );
+        assert!(Images { pstree: b"12345678\xff\xff\xff\xff", read: &mut read }.pipes().is_empty());
     }
 }

@@ -19,6 +19,9 @@ pub struct Marker {
     pub image_id: Option<ImageId>,
     /// The shard that it belongs to; in the first marker of a shard.
     pub shard: Option<Shard>,
+    /// The image that this one is an increment of; in the first marker of a stream and of every
+    /// shard.
+    pub parent_id: Option<ImageId>,
 }
 
 /// What a marker says.
@@ -47,7 +50,7 @@ pub enum MarkerError {
     NoBody,
     /// A file name that is not a path component.
     Name(NameError),
-    /// An image id that is not 16 bytes long, or a shard index past the count.
+    /// An id of an image that is not 16 bytes long, or a shard index past the count.
     Identity,
 }
 
@@ -64,6 +67,8 @@ struct Wire {
     shard_index: u32,
     #[prost(uint32, tag = "102")]
     shard_count: u32,
+    #[prost(bytes = "vec", tag = "105")]
+    parent_id: Vec<u8>,
 }
 
 #[derive(Clone, PartialEq, prost::Oneof)]
@@ -81,7 +86,7 @@ enum WireBody {
 impl Marker {
     /// A marker that carries no identity.
     pub fn new(seq: u64, body: Body) -> Marker {
-        Marker { seq, body, image_id: None, shard: None }
+        Marker { seq, body, image_id: None, shard: None, parent_id: None }
     }
 
     /// Appends the marker to `out`, its length field first.
@@ -94,9 +99,10 @@ impl Marker {
                 Body::FileEof => WireBody::FileEof(true),
                 Body::ImageEof => WireBody::ImageEof(true),
             }),
-            image_id: self.image_id.map_or_else(Vec::new, |id| id.0.to_vec()),
+            image_id: id_bytes(self.image_id),
             shard_index: self.shard.map_or(0, |shard| shard.index),
             shard_count: self.shard.map_or(0, |shard| shard.count),
+            parent_id: id_bytes(self.parent_id),
         };
         // A name has at most 255 bytes, so a marker never comes near `MARKER_MAX`, and a `Vec`
         // takes all that is written into it.
@@ -121,16 +127,25 @@ impl Marker {
                 return Err(MarkerError::NoBody);
             }
         };
-        let image_id = match wire.image_id.as_slice() {
-            [] => None,
-            id => Some(ImageId(id.try_into().map_err(|_| MarkerError::Identity)?)),
-        };
+        let image_id = id(&wire.image_id)?;
+        let parent_id = id(&wire.parent_id)?;
         let shard = match (wire.shard_index, wire.shard_count) {
             (0, 0) => None,
             (index, count) if index < count => Some(Shard { index, count }),
             _ => return Err(MarkerError::Identity),
         };
-        Ok(Marker { seq: wire.seq, body, image_id, shard })
+        Ok(Marker { seq: wire.seq, body, image_id, shard, parent_id })
+    }
+}
+
+fn id_bytes(id: Option<ImageId>) -> Vec<u8> {
+    id.map_or_else(Vec::new, |id| id.0.to_vec())
+}
+
+fn id(bytes: &[u8]) -> Result<Option<ImageId>, MarkerError> {
+    match bytes {
+        [] => Ok(None),
+        id => Ok(Some(ImageId(id.try_into().map_err(|_| MarkerError::Identity)?))),
     }
 }
 
@@ -188,7 +203,8 @@ mod tests {
         for body in [name("pages-1.img"), Body::FileData(u32::MAX), Body::FileEof, Body::ImageEof] {
             for seq in [0, 1, u64::MAX] {
                 for (image_id, shard) in identities.into_iter().zip(shards) {
-                    let marker = Marker { seq, body: body.clone(), image_id, shard };
+                    let parent_id = shard.and(image_id);
+                    let marker = Marker { seq, body: body.clone(), image_id, shard, parent_id };
                     assert_eq!(Marker::decode(&bytes(&marker)[4..]), Ok(marker));
                 }
             }
@@ -212,6 +228,7 @@ mod tests {
         assert_eq!(Marker::decode(b"\x12\x02\xff\xfe"), Err(MarkerError::Undecodable));
         assert!(matches!(Marker::decode(b"\x12\x02.."), Err(MarkerError::Name(_))));
         assert_eq!(Marker::decode(b"\x20\x01\xa2\x06\x01x"), Err(MarkerError::Identity));
+        assert_eq!(Marker::decode(b"\x20\x01\xca\x06\x01x"), Err(MarkerError::Identity));
         assert_eq!(Marker::decode(b"\x20\x01\xa8\x06\x04\xb0\x06\x04"), Err(MarkerError::Identity));
     }
 }

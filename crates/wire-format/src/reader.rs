@@ -61,6 +61,11 @@ impl<R: Read> StreamReader<R> {
         StreamReader { source, position: 0, buffer, used: 0, ahead: 0, last: None }
     }
 
+    /// Takes the next marker for the first one of another stream, which stands behind this one.
+    pub fn restart(&mut self) {
+        self.last = None;
+    }
+
     /// The next marker, or `None` when the source ends where a marker may end.
     pub fn next_marker(&mut self) -> Result<Option<Marker>, ReadError> {
         let next = self.marker();

@@ -7,7 +7,7 @@ use crate::archive;
 use crate::cause::Cause;
 use crate::events::Event;
 use crate::family::{HasEnded, Role, Stat, signal_all};
-use crate::filters::{Tap, bytes_in};
+use crate::filters::{Tap, bytes_in, lending};
 use crate::front::{AFTER_KILL, CRIU_GRACE, GRACE, Outcome, Reins};
 use crate::gate::{Gate, Question, Stage};
 use crate::holder::{Holder, Weight};
@@ -18,10 +18,11 @@ use crate::stdio;
 use crate::tell::{Seconds, Voice, print_line};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use pipe_io::inherit::{self, Direction};
 use pipe_io::process;
 use pipe_io::{Bytes, Rate};
 use std::fs::{self, DirBuilder};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::DirBuilderExt;
 use std::os::unix::process::ExitStatusExt;
 use std::path::PathBuf;
@@ -46,8 +47,8 @@ pub(super) struct Held {
     merged: Option<Tap>,
     /// The processes of the tree, when CRIU may be started as soon as their ids are free.
     ids: Option<(Vec<u8>, Instant)>,
-    /// What CRIU is told of the standard descriptors.
-    inherited: Vec<String>,
+    /// What takes the place of the root's standard descriptors, and how CRIU names those.
+    inherited: Vec<(OwnedFd, String)>,
     bytes: u64,
     question: Option<Question>,
     /// The root of the tree, since CRIU has told it.
@@ -143,12 +144,11 @@ impl Held {
             let (tap, read) = Tap::new().map_err(Cause::System)?;
             let shard = (count > 1).then_some(index);
             let part = Part { shard: shard.map(|index| (index, count)), image: None };
-            // Several commands cannot share what is typed or sent.
-            let mut command = match shard {
-                None => self.shell.command(text, part, &[1]),
-                Some(_) => self.shell.command(text, part, &[0, 1]),
-            };
-            if shard.is_some() {
+            // Several commands cannot share what is typed or sent, and none with the tree.
+            let shares_stdin = shard.is_none() && !self.plan.stdio;
+            let given: &[RawFd] = if shares_stdin { &[1] } else { &[0, 1] };
+            let mut command = self.shell.command(text, part, given);
+            if !shares_stdin {
                 command.stdin(Stdio::null());
             }
             command.stdout(tap.writer().map_err(Cause::System)?);
@@ -207,14 +207,17 @@ impl Held {
         }
         criu.arg("--work-dir").arg(self.logs());
         criu.args(["-v4", "--log-file", "restore.log"]);
-        for inherited in &self.inherited {
-            criu.args(["--inherit-fd", inherited]);
+        for (fd, name) in &self.inherited {
+            criu.args(["--inherit-fd", &format!("fd[{}]:{name}", fd.as_raw_fd())]);
         }
         gate.ask_here(&mut criu, self.plan.time_limit + CRIU_GRACE + AFTER_KILL);
         criu.args(&self.plan.criu_options.arguments);
         // A log of an earlier run must not be taken for this one's.
         let _ = fs::remove_file(self.log());
-        self.holder.start_criu(criu, gate, self.plan.criu_options.shell_job)
+        let lent: Vec<&OwnedFd> = self.inherited.iter().map(|(fd, _)| fd).collect();
+        let on_terminal = self.plan.criu_options.shell_job;
+        lending(&lent, || Ok(self.holder.start_criu(criu, gate, on_terminal)))
+            .map_err(Cause::System)?
     }
 
     // --- Listening --------------------------------------------------------------------------
@@ -267,7 +270,7 @@ impl Held {
         if self.plan.stdio {
             let mut read = |name: &str| image.read(name);
             let mut images = stdio::Images { pstree: &pstree, read: &mut read };
-            self.inherited = images.inherited();
+            self.inherited = images.pipes().into_iter().filter_map(ours).collect();
         }
         if let Some(archive) = image.archive() {
             match self.plan.files {
@@ -505,4 +508,10 @@ impl Held {
             None => "nothing is restored".into(),
         }
     }
+}
+
+/// Our own descriptor in the place of one of the root's. Without one, CRIU says what is missing.
+fn ours((number, name): (RawFd, String)) -> Option<(OwnedFd, String)> {
+    let direction = if number == 0 { Direction::Input } else { Direction::Output };
+    inherit::duplicate(number, direction).ok().map(|fd| (fd, name))
 }

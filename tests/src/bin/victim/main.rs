@@ -8,7 +8,8 @@
 //! or what it found wrong, which must never happen: see [`status`].
 //!
 //! `victim count FILE` only counts, for demonstrations. `victim stamp FILE` stamps
-//! its memory, so that an image shows of which moments it is.
+//! its memory, so that an image shows of which moments it is. `victim hold FILE` changes its
+//! memory and finds it whole, also after the stand-in for CRIU has restored it.
 //!
 //! All make themselves leaders of their own session, with standard input,
 //! output and error on `/dev/null`: CRIU wants to see nothing of the caller's.
@@ -16,11 +17,13 @@
 mod count;
 mod head;
 mod heap;
+mod hold;
 mod member;
 mod stamp;
 mod status;
 
 use std::fs::OpenOptions;
+use std::net::TcpStream;
 use std::process::ExitCode;
 
 use nix::unistd;
@@ -28,6 +31,7 @@ use nix::unistd;
 const USAGE: &str = "\
 Usage: victim tree DIR [--processes N] [--megabytes N] [--no-tcp] [--undumpable]
        victim count FILE
+       victim hold FILE MEGABYTES [--tcp PORT] [--resume]
        victim stamp FILE MEGABYTES
 
 tree   N processes (4 or more; 4 unless said) that hold N megabytes of changing
@@ -35,6 +39,8 @@ tree   N processes (4 or more; 4 unless said) that hold N megabytes of changing
        port named in DIR/port, unless --no-tcp; with --undumpable the last
        one holds a socket that CRIU refuses to dump.
 count  write a number that rises ten times a second to FILE
+hold   change all of so much memory, verify it, and write its generation to FILE,
+       again and again; with --tcp, send back what comes from that port
 stamp  write a number into all pages of so much memory, one after the other, and
        then to FILE, and begin again with the next number";
 
@@ -56,6 +62,13 @@ fn main() -> ExitCode {
             }
             Err(_) => return usage(),
         },
+        ["hold", file, megabytes, options @ ..] => match hold_options(megabytes, options) {
+            Some((megabytes, resume, port)) => match connect(port) {
+                Ok(tcp) => hold::hold(file, megabytes, resume, tcp),
+                Err(fault) => Err(fault),
+            },
+            None => return usage(),
+        },
         // Started by `tree` only.
         ["member", rest @ ..] => match member::Member::parse(rest) {
             Some(member) => member.run(),
@@ -70,6 +83,23 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+fn hold_options(megabytes: &str, options: &[&str]) -> Option<(usize, bool, Option<u16>)> {
+    let (mut resume, mut port) = (false, None);
+    let mut options = options.iter();
+    while let Some(option) = options.next() {
+        match *option {
+            "--resume" => resume = true,
+            "--tcp" => port = Some(options.next()?.parse().ok()?),
+            _ => return None,
+        }
+    }
+    Some((megabytes.parse().ok()?, resume, port))
+}
+
+fn connect(port: Option<u16>) -> Result<Option<TcpStream>, Fault> {
+    Ok(port.map(|port| TcpStream::connect(("127.0.0.1", port))).transpose()?)
 }
 
 fn usage() -> ExitCode {
