@@ -27,6 +27,7 @@ filters := \
     image-combine \
     criu-checkpoint \
     criu-restore \
+    criu-migrate \
     criu-run \
     criu-image-streamer
 built := $(or $(CARGO_TARGET_DIR),target)

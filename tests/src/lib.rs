@@ -10,11 +10,14 @@
 //! Everything here panics with a sentence when it cannot go on: it is a failed
 //! test.
 
+pub mod chaos;
 pub mod criu;
 pub mod filters;
+pub mod hold;
 pub mod malformed;
 pub mod memory;
 pub mod page_server;
 pub mod pipeline;
 pub mod random;
+pub mod scene;
 pub mod stream;

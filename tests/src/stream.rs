@@ -1,4 +1,4 @@
-//! The image stream (DESIGN.md section 3) as a peer sees it that knows only the
+//! The image stream (docs/design.md section 3) as a peer sees it that knows only the
 //! fields 1 to 5 of a marker. Written by hand, down to the protobuf, so that a
 //! mistake in `wire-format` finds no accomplice here. The reader is strict; the
 //! [`Writer`] writes whatever it is told, the malformed included.
@@ -294,6 +294,14 @@ impl Writer {
     /// The image is complete.
     pub fn image_eof(self) -> Self {
         self.marker(&Body::ImageEof)
+    }
+
+    /// The current file is complete, and all files have been named.
+    pub fn all_named(self) -> Self {
+        let mut protobuf = encode(self.seq, &Body::FileEof);
+        put_varint(&mut protobuf, 103 << 3);
+        protobuf.push(1);
+        self.protobuf(&protobuf)
     }
 
     /// These bytes, in the place of a marker's protobuf, with their length.

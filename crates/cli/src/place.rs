@@ -1,4 +1,4 @@
-//! Where something happened, as messages name it.
+//! The places that messages name.
 
 use std::fmt;
 use std::os::fd::RawFd;

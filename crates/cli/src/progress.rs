@@ -1,4 +1,4 @@
-//! The lines that tell a supervising program how far things are.
+//! Progress lines, for a supervising program.
 
 use crate::descriptors::STDERR;
 use crate::{Counters, Descriptors, Place, UsageError, program};

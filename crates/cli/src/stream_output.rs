@@ -64,6 +64,11 @@ impl StreamOutput {
         self.writer.marker(body).map_err(OutputError)
     }
 
+    /// The same with a marker that may say that all files have been named.
+    pub fn put(&mut self, body: Body, all_named: bool) -> Result<(), OutputError> {
+        self.writer.put(body, all_named).map_err(OutputError)
+    }
+
     /// Begins a file, or goes on with it.
     pub fn file(&mut self, name: &FileName) -> Result<(), OutputError> {
         self.writer.file(name).map_err(OutputError)
@@ -164,6 +169,11 @@ impl StreamOutput {
     /// Ends a file.
     pub fn file_eof(&mut self, name: &FileName) -> Result<(), OutputError> {
         self.writer.file_eof(name).map_err(OutputError)
+    }
+
+    /// Ends `inventory.img`, and says that all files of the image have been named.
+    pub fn file_eof_all_named(&mut self, name: &FileName) -> Result<(), OutputError> {
+        self.writer.file_eof_all_named(name).map_err(OutputError)
     }
 
     /// Lets the collected markers go.

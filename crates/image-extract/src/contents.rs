@@ -33,7 +33,8 @@ pub(crate) fn verify(args: &Args) -> Result<(), Failure<Error>> {
     }
     let bytes: u64 = contents.files.iter().map(|file| file.size).sum();
     let program = Program::new(NAME, args.common.verbose);
-    let (files, bytes) = (contents.files.len(), Bytes(bytes));
+    let files = contents.files.len();
+    let bytes = Bytes(bytes);
     match contents.parent_id {
         None => program.note(format_args!("the image is whole: {files} files, {bytes}")),
         Some(parent) => program

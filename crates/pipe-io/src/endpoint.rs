@@ -1,4 +1,4 @@
-//! What a stream comes from or goes to.
+//! The ends of a stream: pipes, files and sockets.
 
 use crate::inherit::{self, Direction, Refusal};
 use crate::{pipe, poll};

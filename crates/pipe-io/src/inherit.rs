@@ -1,4 +1,4 @@
-//! What a program is started with: descriptors by number, signals that are ignored.
+//! The state that a program inherits: descriptors by number, ignored and blocked signals, limits.
 
 use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};

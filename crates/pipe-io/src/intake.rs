@@ -1,4 +1,4 @@
-//! Taking in what a writer copies into a pipe.
+//! Reading from a pipe whose writer copies into it.
 
 use crate::pipe::{self, Pipe, page};
 use crate::{Endpoint, Kind, poll, splice};

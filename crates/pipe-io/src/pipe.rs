@@ -29,7 +29,7 @@ pub fn page() -> usize {
 
 /// The capacity that we want of a pipe, in bytes. CRIU has trouble with larger ones. At a
 /// quarter of it one splice hop moves half as much per second, and costs twice the CPU time
-/// (DESIGN.md section 6).
+/// (docs/design.md section 6).
 pub const WANTED: usize = 4 << 20;
 
 /// The two ends of a pipe.

@@ -4,6 +4,7 @@ use crate::inherit;
 use crate::pipe::Pipe;
 use nix::errno::Errno;
 use nix::sys::prctl;
+use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::{SigHandler, SigSet, Signal, signal};
 use nix::sys::wait::{Id, WaitPidFlag, waitid};
 use nix::unistd::{Pid, getpid, getppid, setsid};
@@ -113,6 +114,13 @@ pub fn ending_with_us(command: &mut Command) {
     };
     // SAFETY: between fork and exec it makes two system calls, without memory.
     unsafe { command.pre_exec(end_with_us) };
+}
+
+/// Starts the program so that it is told by SIGTERM when the thread that has started it dies.
+pub fn with_us(command: &mut Command) {
+    let follow = || set_pdeathsig(Signal::SIGTERM).map_err(io::Error::from);
+    // SAFETY: between fork and exec it makes one system call, without memory.
+    unsafe { command.pre_exec(follow) };
 }
 
 /// Starts the program with these signals ignored. What is deaf to them keeps on with what it does

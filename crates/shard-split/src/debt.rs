@@ -4,7 +4,8 @@ use pipe_io::pipe::page;
 use std::collections::VecDeque;
 
 /// What is still to be written to a shard before anything else. It never holds more than the
-/// markers that are collected and the payload of one chunk, which is at most a pipe's capacity.
+/// markers that are collected and the payload of one chunk, which is at most a pipe's capacity;
+/// that of a metadata shard may be longer.
 #[derive(Debug, Default)]
 pub(crate) struct Debt(VecDeque<u8>);
 

@@ -20,15 +20,21 @@ pub(crate) struct Room {
 /// Slots that the collected markers and the next one take at most.
 const MARKER_SLOTS: Slots = Slots(3);
 
-/// The shard with the most room, if one has enough for `wanted` bytes or a quarter of its pipe,
-/// at `density` bytes of payload a slot. Among equals, the one that was given the least.
+/// The shard with the most room, of those from `first` on, if one has enough for `wanted` bytes or a
+/// quarter of its pipe, at `density` bytes of payload a slot. Among equals, the one that was given
+/// the least.
 ///
 /// A quarter: with half, a reader that empties its pipe in two gulps waits for us; with less,
 /// each waking-up moves too little to be worth it.
-pub(crate) fn most(shards: &mut [Shard], wanted: u64, density: u64) -> Result<Option<Room>, Error> {
+pub(crate) fn most(
+    shards: &mut [Shard],
+    first: usize,
+    wanted: u64,
+    density: u64,
+) -> Result<Option<Room>, Error> {
     let now = Instant::now();
     let mut best: Option<(Room, u64)> = None;
-    for (index, shard) in shards.iter_mut().enumerate() {
+    for (index, shard) in shards.iter_mut().enumerate().skip(first) {
         let room = of(index, shard, density)?
             .filter(|room| room.bytes >= wanted || room.slots >= shard.slots() / 4);
         shard.note_room(room.is_some(), now);

@@ -7,7 +7,8 @@
 //! started. So a process that is held is let run on whichever of the two dies.
 
 use crate::events::{Event, taken_signals};
-use crate::family::{HasEnded, Processes, signal_all};
+use crate::family::{HasEnded, Processes, Stat, signal_all};
+use crate::link::word::{self, Word};
 use crate::scratch::Scratch;
 use crate::tell::Voice;
 use nix::sys::prctl;
@@ -57,6 +58,10 @@ pub enum Outcome {
 pub enum Fact {
     /// CRIU runs, and is not to be killed with the rest.
     Criu(Pid),
+    /// The other end of a migration is told to let the tree run.
+    Going,
+    /// CRIU has ended, and whether it has succeeded: the holder has taken its status.
+    CriuEnded { success: bool },
     /// The tree may go: what CRIU does now is what was wanted.
     LetGo,
     /// How the command ends.
@@ -70,6 +75,10 @@ pub struct LastWords {
     pub done: &'static str,
     /// When it has failed, or may not go on.
     pub failed: &'static str,
+    /// When it has failed after [`Fact::Going`].
+    pub in_doubt: &'static str,
+    /// Whether the other end of a migration is to hear of it, on standard output.
+    pub over_link: bool,
 }
 
 /// The holder's end of the line to the front.
@@ -115,6 +124,8 @@ pub fn in_two_processes(
         }
         Forked::Parent(pid) => {
             drop(holder);
+            // With all that is the holder's alone.
+            drop(hold);
             let front = Front {
                 voice,
                 scratch,
@@ -262,9 +273,20 @@ impl Front {
             _ => None,
         });
         let let_go = self.facts.contains(&Fact::LetGo);
-        let criu_status = self.end_all(criu, let_go);
+        let has_ended = self.facts.iter().any(|fact| matches!(fact, Fact::CriuEnded { .. }));
+        let criu_status = self.end_all(criu.filter(|_| !has_ended), let_go);
         self.scratch.remove();
-        let success = let_go && criu_status.is_some_and(|status| status.success());
+        let success = let_go
+            && (criu_status.is_some_and(|status| status.success())
+                || self.facts.contains(&Fact::CriuEnded { success: true }));
+        if self.last_words.over_link {
+            let reason = "the process that did the work has died".to_owned();
+            word::say(&match (success, let_go) {
+                (true, _) => Word::Restored,
+                (false, true) => Word::Unsure(reason),
+                (false, false) => Word::Failed(reason),
+            });
+        }
         if success {
             self.voice.last(self.last_words.done);
             return ExitCode::SUCCESS;
@@ -277,12 +299,17 @@ impl Front {
             "FAILED: the process {} that did the work {}; {}{killed}",
             self.pid,
             HasEnded(status),
-            self.last_words.failed
+            match self.facts.contains(&Fact::Going) {
+                true => self.last_words.in_doubt,
+                false => self.last_words.failed,
+            }
         ));
         ExitCode::FAILURE
     }
 
-    /// Ends all that is left, CRIU last, and returns CRIU's status.
+    /// Ends all that is left, CRIU last, and returns CRIU's status, unless the holder has taken it.
+    /// Once the tree was let go nothing but CRIU is waited for: what there is besides may be the
+    /// tree.
     fn end_all(&self, criu: Option<Pid>, let_go: bool) -> Option<ExitStatus> {
         const LOOK: Duration = Duration::from_millis(10);
 
@@ -297,30 +324,27 @@ impl Front {
             }
             let processes = Processes::now();
             let mut left = processes.below(getpid());
-            let waits_for_criu = criu.is_some() && criu_status.is_none();
-            if let Some(criu) = criu.filter(|_| waits_for_criu) {
+            // What is not a child of ours has been waited for, and the number may be another's.
+            let running = criu.filter(|_| criu_status.is_none());
+            let running =
+                running.filter(|criu| Stat::of(*criu).is_some_and(|it| it.parent == getpid()));
+            if let Some(criu) = running {
                 let spared = processes.from(criu);
                 left.retain(|pid| !spared.contains(pid));
             }
             let time = began.elapsed();
-            // A tree that was restored is CRIU's before, and ours from then on.
-            let keeps_rest =
-                let_go && !waits_for_criu && criu_status.is_some_and(|it| it.success());
-            if (left.is_empty() && !waits_for_criu) || keeps_rest {
-                return criu_status;
-            }
-            if time >= CRIU_GRACE + AFTER_KILL {
+            let is_over = running.is_none() && (left.is_empty() || let_go);
+            if is_over || time >= CRIU_GRACE + AFTER_KILL {
                 return criu_status;
             }
             match time {
+                _ if let_go => {}
                 _ if time >= GRACE => signal_all(&left, Signal::SIGKILL),
                 _ if !told => signal_all(&left, Signal::SIGTERM),
                 _ => {}
             }
             told = true;
-            if time >= CRIU_GRACE
-                && let Some(criu) = criu.filter(|_| waits_for_criu)
-            {
+            if let Some(criu) = running.filter(|_| time >= CRIU_GRACE) {
                 let _ = kill(criu, Signal::SIGKILL);
             }
             std::thread::sleep(LOOK);
@@ -349,6 +373,8 @@ impl fmt::Display for Fact {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Fact::Criu(pid) => writeln!(f, "criu {pid}"),
+            Fact::Going => writeln!(f, "going"),
+            Fact::CriuEnded { success } => writeln!(f, "criu-ended {}", u8::from(*success)),
             Fact::LetGo => writeln!(f, "let-go"),
             Fact::Outcome(Outcome::Status(status)) => writeln!(f, "status {status}"),
             Fact::Outcome(Outcome::Signal(signal)) => writeln!(f, "signal {}", *signal as i32),
@@ -363,6 +389,8 @@ impl Fact {
         let number = words.next().and_then(|word| word.parse::<i32>().ok());
         match (fact, number) {
             ("criu", Some(pid)) => Some(Fact::Criu(Pid::from_raw(pid))),
+            ("going", None) => Some(Fact::Going),
+            ("criu-ended", Some(number)) => Some(Fact::CriuEnded { success: number == 1 }),
             ("let-go", None) => Some(Fact::LetGo),
             ("status", Some(status)) => Some(Fact::Outcome(Outcome::Status(status as u8))),
             ("signal", Some(number)) => {
@@ -381,6 +409,9 @@ mod tests {
     fn facts_arrive_as_they_were_told() {
         let facts = [
             Fact::Criu(Pid::from_raw(42)),
+            Fact::Going,
+            Fact::CriuEnded { success: true },
+            Fact::CriuEnded { success: false },
             Fact::LetGo,
             Fact::Outcome(Outcome::Status(75)),
             Fact::Outcome(Outcome::Signal(Signal::SIGTERM)),

@@ -54,6 +54,13 @@ impl<W: Write> StreamWriter<W> {
         self.marker(Body::FileEof)
     }
 
+    /// Ends `inventory.img`, and says that all files of the image have been named.
+    pub fn file_eof_all_named(&mut self, name: &FileName) -> io::Result<()> {
+        self.file(name)?;
+        self.current = None;
+        self.put(Body::FileEof, true)
+    }
+
     /// Ends the image. Nothing may follow.
     pub fn image_eof(&mut self) -> io::Result<()> {
         self.marker(Body::ImageEof)
@@ -71,12 +78,17 @@ impl<W: Write> StreamWriter<W> {
     /// Adds a marker of another stream, renumbered. The caller sees to it that files keep their
     /// markers, and flushes before it writes the payload that the marker announces.
     pub fn marker(&mut self, body: Body) -> io::Result<()> {
+        self.put(body, false)
+    }
+
+    /// The same with a marker that may say that all files have been named.
+    pub fn put(&mut self, body: Body, all_named: bool) -> io::Result<()> {
         // Half a page: what is collected costs one slot of a pipe, and is gone before it grows.
         const PENDING_MAX: usize = 2048;
         let (image_id, parent_id) = (self.image_id.take(), self.parent_id.take());
         let payload = if let Body::FileData(length) = body { length.into() } else { 0 };
         let before = self.pending.len();
-        Marker { seq: self.next_seq, body, image_id, shard: None, parent_id }
+        Marker { image_id, parent_id, all_named, ..Marker::new(self.next_seq, body) }
             .encode(&mut self.pending);
         self.next_seq += 1;
         self.written += (self.pending.len() - before) as u64 + payload;
