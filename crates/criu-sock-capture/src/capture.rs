@@ -68,9 +68,9 @@ pub(crate) fn run(args: Args) -> Result<(), Failure<Error>> {
     Child::conclude(child, outcome, Error::is_effect_of_criu_s_end).map_err(Error::into_failure)
 }
 
-/// After so few bytes, in bytes, it is worth letting more come.
+/// If a wake-up moved less than this, in bytes, pause so that more can accumulate.
 const NAP_BELOW: u64 = 64 << 10;
-/// Most of what small files cost is waking up for each.
+/// How long: small files cost mostly the wake-up for each.
 const NAP: Duration = Duration::from_micros(50);
 
 /// How much of CRIU's news is heard before what has come is moved on. CRIU does not wait until its
