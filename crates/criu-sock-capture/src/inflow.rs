@@ -101,7 +101,7 @@ impl Inflow {
                 Err(Error::InventoryCut)
             }
             // A pipe holds at most 2 GiB.
-            _ => Ok(Available { bytes: bytes as u32, end }),
+            _ => Ok(Available { bytes: bytes as u32, end, is_full: self.is_full(queued) }),
         }
     }
 
