@@ -17,17 +17,29 @@ DESTDIR ?=
 
 # What is built goes to $(CARGO_TARGET_DIR), or target/, and nowhere else: the
 # source tree may be read-only.
-filters := criu-sock-capture shard-split shard-merge image-serve image-extract \
-    criu-checkpoint criu-restore
+filters := \
+    criu-sock-capture \
+    shard-split \
+    shard-merge \
+    image-serve \
+    image-extract \
+    criu-page-capture \
+    image-combine \
+    criu-checkpoint \
+    criu-restore \
+    criu-migrate \
+    criu-run \
+    criu-image-streamer
 built := $(or $(CARGO_TARGET_DIR),target)
 target := $(built)/release
 completions := $(built)/completions
 
 # What `make install` puts where, by name; `make uninstall` removes the same.
-commands := $(wildcard $(addprefix contrib/,criu-image-streamer criu-migrate))
+commands := $(wildcard $(addprefix contrib/,criu-migrate))
 helpers := $(wildcard contrib/criu-post-dump)
 pages := $(wildcard man/*.1 man/*.5 man/*.7)
-documents := $(wildcard README.md SECURITY.md CHANGELOG.md LICENSE docs/performance.md contrib/sysctl.d/*.conf)
+# With their folders, as they refer to each other.
+documents := $(wildcard README.md SECURITY.md CHANGELOG.md LICENSE docs/*.md docs/figures/*.svg contrib/sysctl.d/*.conf)
 binaries := $(filters) $(notdir $(commands))
 
 .PHONY: all completions bench bench-plot demo check check-dependencies check-load check-packages fault-matrix fuzz install install-strip uninstall dist deb rpm clean
@@ -85,7 +97,10 @@ install:
 	    $(foreach file,$(notdir $(commands)),"$(DESTDIR)$(BINDIR)/$(file)"))
 	$(if $(helpers),$(INSTALL) -d "$(DESTDIR)$(LIBEXECDIR)/criu-stream-utils")
 	$(if $(helpers),$(INSTALL) -m 755 $(helpers) "$(DESTDIR)$(LIBEXECDIR)/criu-stream-utils")
-	$(INSTALL) -m 644 $(documents) "$(DESTDIR)$(DOCDIR)"
+	@set -e; for file in $(documents); do \
+	    $(INSTALL) -d "$(DESTDIR)$(DOCDIR)/$$(dirname "$$file")"; \
+	    $(INSTALL) -m 644 "$$file" "$(DESTDIR)$(DOCDIR)/$$file"; \
+	done
 	$(INSTALL) -m 644 $(binaries:%=$(completions)/bash/%) "$(DESTDIR)$(BASHCOMPDIR)"
 	$(INSTALL) -m 644 $(binaries:%=$(completions)/zsh/_%) "$(DESTDIR)$(ZSHCOMPDIR)"
 	$(INSTALL) -m 644 $(binaries:%=$(completions)/fish/%.fish) "$(DESTDIR)$(FISHCOMPDIR)"
@@ -93,19 +108,21 @@ install:
 	    section="$(DESTDIR)$(MANDIR)/man$${page##*.}"; \
 	    $(INSTALL) -d "$$section"; \
 	    $(INSTALL) -m 644 "$$page" "$$section"; \
-	    sed -i 's|/usr/local/libexec/|$(LIBEXECDIR)/|' "$$section/$${page##*/}"; \
+	    sed -i -e 's|/usr/local/libexec/|$(LIBEXECDIR)/|' \
+	        -e 's|/usr/local/share/doc/criu\\-stream\\-utils|$(DOCDIR)|' "$$section/$${page##*/}"; \
 	done
 
 install-strip:
 	$(MAKE) install strip=--strip
 
 uninstall:
-	rm -f $(binaries:%="$(DESTDIR)$(BINDIR)/%") $(foreach file,$(notdir $(documents)),"$(DESTDIR)$(DOCDIR)/$(file)")
+	rm -f $(binaries:%="$(DESTDIR)$(BINDIR)/%") $(foreach file,$(documents),"$(DESTDIR)$(DOCDIR)/$(file)")
 	rm -f $(foreach file,$(notdir $(helpers)),"$(DESTDIR)$(LIBEXECDIR)/criu-stream-utils/$(file)")
 	rm -f $(binaries:%="$(DESTDIR)$(BASHCOMPDIR)/%") $(binaries:%="$(DESTDIR)$(ZSHCOMPDIR)/_%") \
 	    $(binaries:%="$(DESTDIR)$(FISHCOMPDIR)/%.fish")
 	rm -f $(foreach page,$(notdir $(pages)),"$(DESTDIR)$(MANDIR)/man$(subst .,,$(suffix $(page)))/$(page)")
-	for dir in "$(DESTDIR)$(DOCDIR)" "$(DESTDIR)$(LIBEXECDIR)/criu-stream-utils"; do \
+	for dir in $(patsubst %/,"$(DESTDIR)$(DOCDIR)/%",docs/figures/ docs/ contrib/sysctl.d/ contrib/) \
+	    "$(DESTDIR)$(DOCDIR)" "$(DESTDIR)$(LIBEXECDIR)/criu-stream-utils"; do \
 	    [ ! -d "$$dir" ] || rmdir --ignore-fail-on-non-empty "$$dir"; \
 	done
 

@@ -1,4 +1,4 @@
-//! CRIU's side of the streamer's socket (DESIGN.md section 4).
+//! CRIU's side of the streamer's socket (docs/design.md section 4).
 
 use crate::pipes;
 use nix::errno::Errno;

@@ -104,7 +104,7 @@ impl<'a> Writer<'a> {
         self.seq += 1;
         if feed.pieces.is_empty() {
             marker.image_id = Some(ImageId([7; 16]));
-            marker.shard = (count > 1).then_some(Shard { index, count });
+            marker.shard = (count > 1).then(|| Shard::new(index, count));
         }
         let start = feed.markers.len();
         marker.encode(&mut feed.markers);

@@ -16,6 +16,8 @@ mod directory;
 mod failures;
 mod lazy;
 mod migration;
+mod page_server;
+mod runs;
 mod safety;
 mod serving;
 mod streams;

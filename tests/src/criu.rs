@@ -1,4 +1,4 @@
-//! A stand-in for CRIU: the client's side of the streamer's socket (DESIGN.md
+//! A stand-in for CRIU: the client's side of the streamer's socket (docs/design.md
 //! section 4), byte for byte, and the ways in which it may go wrong.
 
 use std::fs::File;

@@ -1,4 +1,4 @@
-//! Streams and shard sets that every filter must refuse (DESIGN.md section 3,
+//! Streams and shard sets that every filter must refuse (docs/design.md section 3,
 //! and the promise that an image is whole or refused).
 
 use crate::stream::{Body, LONGEST_MARKER, Writer, deal};

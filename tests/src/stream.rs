@@ -1,4 +1,4 @@
-//! The image stream (DESIGN.md section 3) as a peer sees it that knows only the
+//! The image stream (docs/design.md section 3) as a peer sees it that knows only the
 //! fields 1 to 5 of a marker. Written by hand, down to the protobuf, so that a
 //! mistake in `wire-format` finds no accomplice here. The reader is strict; the
 //! [`Writer`] writes whatever it is told, the malformed included.
@@ -296,6 +296,14 @@ impl Writer {
         self.marker(&Body::ImageEof)
     }
 
+    /// The current file is complete, and all files have been named.
+    pub fn all_named(self) -> Self {
+        let mut protobuf = encode(self.seq, &Body::FileEof);
+        put_varint(&mut protobuf, 103 << 3);
+        protobuf.push(1);
+        self.protobuf(&protobuf)
+    }
+
     /// These bytes, in the place of a marker's protobuf, with their length.
     pub fn protobuf(mut self, protobuf: &[u8]) -> Self {
         self.bytes.extend_from_slice(&(protobuf.len() as u32).to_le_bytes());
@@ -325,6 +333,24 @@ impl Writer {
         for (field, value) in [(101, shard), (102, of)] {
             put_varint(&mut protobuf, field << 3);
             put_varint(&mut protobuf, value);
+        }
+        self.protobuf(&protobuf)
+    }
+
+    /// A marker with the fields of ours that say which image this is, and of which it is an
+    /// increment.
+    pub fn increment_marker(
+        self,
+        body: &Body,
+        image_id: [u8; 16],
+        parent_id: Option<[u8; 16]>,
+    ) -> Self {
+        let mut protobuf = encode(self.seq, body);
+        let ids = [(100, Some(image_id)), (105, parent_id)];
+        for (field, id) in ids.into_iter().filter_map(|(field, id)| Some((field, id?))) {
+            put_varint(&mut protobuf, field << 3 | 2);
+            put_varint(&mut protobuf, id.len() as u64);
+            protobuf.extend_from_slice(&id);
         }
         self.protobuf(&protobuf)
     }

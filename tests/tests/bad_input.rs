@@ -71,6 +71,29 @@ fn a_message_tells_the_shard_and_its_descriptor() {
     assert_eq!(*message, expected);
 }
 
+/// By what it begins with: no compressor need be here.
+#[test]
+fn an_image_that_is_still_compressed_or_encrypted_is_recognized() {
+    let zstd = [b"\x28\xb5\x2f\xfd".as_slice(), &[7; 5000]].concat();
+    let age = b"age-encryption.org/v1\n-> X25519 abc".to_vec();
+    let cases = [
+        (zstd, "this is zstd: decompress it first (zstd -dc)"),
+        (age, "this is age: decrypt it first (age -d)"),
+    ];
+    for (bytes, expected) in cases {
+        let dir = tempdir().expect("a directory");
+        let merged = filters::merge(&[small_stream(), bytes.clone()]);
+        assert_eq!(merged.stderr, [format!("shard-merge: shard 1 (fd 11): {expected}")]);
+        let serve = filters::serve(dir.path()).run(&bytes);
+        let extract = filters::extract(dir.path()).run(&bytes);
+        let list = Filter::new("image-extract").arg("--list").run(&bytes);
+        for finished in [filters::split(&bytes, 2).0, serve, extract, list, merged] {
+            finished.refused_with_a_place(expected);
+            assert!(finished.stderr[0].ends_with(expected), "{:?}", finished.stderr);
+        }
+    }
+}
+
 #[test]
 fn serve_refuses_malformed_streams() {
     for (case, stream) in streams() {

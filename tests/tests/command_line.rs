@@ -10,8 +10,15 @@ use tests::filters::files_in;
 use tests::pipeline::{Filter, collect_from};
 use tests::stream::read_stream;
 
-const FILTERS: [&str; 5] =
-    ["criu-sock-capture", "shard-split", "shard-merge", "image-serve", "image-extract"];
+const FILTERS: [&str; 7] = [
+    "criu-sock-capture",
+    "shard-split",
+    "shard-merge",
+    "image-serve",
+    "image-extract",
+    "criu-page-capture",
+    "image-combine",
+];
 
 #[test]
 fn every_filter_tells_its_version_and_its_options() {
@@ -70,6 +77,25 @@ fn an_unknown_option_is_wrong_usage_of_every_filter() {
     }
 }
 
+#[test]
+fn an_option_that_nearly_exists_is_suggested() {
+    let cases = [
+        ("shard-split", "--shard=4", "--shard-fds or --shards"),
+        ("shard-merge", "--filters=cat", "--filter"),
+        ("image-serve", "--image-dir=d", "--images-dir"),
+        ("image-extract", "--lst", "--list"),
+        ("criu-sock-capture", "--progress=3", "--progress-fd"),
+    ];
+    for (name, written, meant) in cases {
+        let refused = Filter::new(name).arg(written).run(&[]);
+        refused.refused(2, written);
+        let expected = format!("found: did you mean {meant}? (try '{name} --help')");
+        assert!(refused.stderr[0].ends_with(&expected), "{:?}", refused.stderr);
+    }
+    let refused = Filter::new("shard-split").arg("--compress").run(&[]);
+    assert!(!refused.stderr[0].contains("did you mean"), "{:?}", refused.stderr);
+}
+
 /// The filters that speak to CRIU use the current directory, as CRIU does: see `command.rs`.
 #[test]
 fn image_extract_unpacks_nothing_without_a_directory() {
@@ -79,7 +105,7 @@ fn image_extract_unpacks_nothing_without_a_directory() {
 /// Options that would have no meaning are not passed over.
 #[test]
 fn an_option_of_another_mode_is_wrong_usage() {
-    let wrong: [(&str, &[&str]); 11] = [
+    let wrong: [(&str, &[&str]); 13] = [
         ("shard-split", &["-n", "2"]),
         ("shard-split", &["-n", "2", "a", "b"]),
         ("shard-split", &["-n", "2", "-s", "11"]),
@@ -90,6 +116,8 @@ fn an_option_of_another_mode_is_wrong_usage() {
         ("image-extract", &["--json", "-D", "."]),
         ("image-extract", &["--json", "--verify"]),
         ("image-extract", &["--sync", "--list"]),
+        ("image-extract", &["--mode", "644", "--list"]),
+        ("image-extract", &["--mode", "644", "--verify"]),
         ("image-extract", &["--verify", "--list"]),
     ];
     for (name, arguments) in wrong {

@@ -6,12 +6,18 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use tests::pipeline::Filter;
 
-const FILTERS: [&str; 5] =
-    ["criu-sock-capture", "shard-split", "shard-merge", "image-serve", "image-extract"];
+const FILTERS: [&str; 7] = [
+    "criu-sock-capture",
+    "shard-split",
+    "shard-merge",
+    "image-serve",
+    "image-extract",
+    "criu-page-capture",
+    "image-combine",
+];
 
 /// Lines and columns of a screen, and what scrolls by without being lost.
 const SCREEN: (usize, usize) = (60, 80);
@@ -19,9 +25,12 @@ const SCREEN: (usize, usize) = (60, 80);
 /// Of the short form.
 const SHORT: usize = 30;
 
-/// The commands that are scripts.
-const SCRIPTS: [&str; 4] =
-    ["criu-image-streamer", "criu-checkpoint", "criu-restore", "criu-migrate"];
+/// What starts the filters.
+const COMMANDS: [&str; 3] = ["criu-image-streamer", "criu-checkpoint", "criu-restore"];
+
+fn programs() -> impl Iterator<Item = &'static str> {
+    FILTERS.into_iter().chain(COMMANDS)
+}
 
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
@@ -41,13 +50,6 @@ fn help(name: &str, option: &str) -> String {
 /// The options of a help text: `-D --images-dir DIR`.
 fn options_of_help(name: &str) -> BTreeSet<String> {
     options_of_text(&help(name, "--help"))
-}
-
-fn help_of_script(name: &str) -> String {
-    let script = root().join("contrib").join(name);
-    let told = Command::new(script).arg("--help").output().expect("start the script");
-    assert!(told.status.success(), "{name} --help: {}", told.status);
-    String::from_utf8(told.stdout).expect("UTF-8")
 }
 
 fn options_of_text(help: &str) -> BTreeSet<String> {
@@ -82,18 +84,14 @@ fn option_of_tag(tag: &str) -> Option<String> {
 
 #[test]
 fn help_and_man_page_have_the_same_options() {
-    for name in FILTERS {
+    for name in programs() {
         assert_eq!(options_of_help(name), options_of_page(name), "{name}: --help, and the page");
-    }
-    for name in SCRIPTS {
-        let options = options_of_text(&help_of_script(name));
-        assert_eq!(options, options_of_page(name), "{name}: --help, and the page");
     }
 }
 
 #[test]
 fn options_stand_in_alphabetical_order_in_the_man_page() {
-    for name in FILTERS {
+    for name in programs() {
         let page = read(format!("man/{name}.1"));
         let tags = page.lines().filter_map(|line| line.strip_prefix(".It Fl "));
         let first = |tag: &str| tag.split_whitespace().next().unwrap_or("").replace("\\-", "");
@@ -106,14 +104,11 @@ fn options_stand_in_alphabetical_order_in_the_man_page() {
 
 #[test]
 fn help_fits_a_screen_and_ends_with_an_example_and_the_manual() {
-    for name in FILTERS {
+    for name in programs() {
         let (short, long) = (help(name, "-h"), help(name, "--help"));
         must_fit(name, &long, SCREEN.0);
         must_fit(name, &short, SHORT);
         assert!(short.lines().count() < long.lines().count(), "{name}: -h is no shorter");
-    }
-    for name in SCRIPTS {
-        must_fit(name, &help_of_script(name), SHORT);
     }
 }
 
@@ -129,10 +124,16 @@ fn must_fit(name: &str, help: &str, limit: usize) {
     assert!(last.starts_with(&format!("Manual: {name}(1)")), "{name}: {last}");
 }
 
-/// The messages that the page of a filter explains; of a library, those that any page does.
+/// The messages that the page of a program explains; of a library, those that the pages of the
+/// filters do, or of what is built on it.
 fn own_page(krate: &str) -> Vec<String> {
-    let filters = FILTERS.into_iter().filter(|name| *name == krate || !FILTERS.contains(&krate));
-    filters.flat_map(|name| diagnostics(&format!("man/{name}.1"))).collect()
+    let pages = programs().filter(|name| *name == krate);
+    let pages: Vec<_> = match programs().any(|name| name == krate) {
+        true => pages.collect(),
+        false if krate == "supervise" => COMMANDS.to_vec(),
+        false => FILTERS.to_vec(),
+    };
+    pages.into_iter().flat_map(|name| diagnostics(&format!("man/{name}.1"))).collect()
 }
 
 /// All source files of the crates, as `crate/src/…/file.rs`.
@@ -187,49 +188,6 @@ fn every_message_is_explained_under_diagnostics() {
         }
     }
     assert!(missing.is_empty(), "no page explains:\n{}", missing.join("\n"));
-}
-
-#[test]
-fn every_message_of_a_script_is_explained_under_diagnostics() {
-    let mut missing = Vec::new();
-    for script in SCRIPTS.into_iter().chain(["criu-post-dump"]) {
-        let page = script.replace("post-dump", "checkpoint");
-        let tags = diagnostics(&format!("man/{page}.1"));
-        for message in messages_of_script(&read(format!("contrib/{script}"))) {
-            let pieces = pieces(&message);
-            if !tags.iter().any(|tag| holds_in_order(tag, &pieces)) {
-                missing.push(format!("{script}: {message}"));
-            }
-        }
-    }
-    assert!(missing.is_empty(), "no page explains:\n{}", missing.join("\n"));
-}
-
-/// What a script ends with when it fails, with `{}` for each of its expansions. That of a
-/// signal's name alone is none.
-fn messages_of_script(source: &str) -> Vec<String> {
-    let calls = ["die 1 \"", "fail \""];
-    let found = calls.into_iter().flat_map(|call| source.split(call).skip(1));
-    found.map(without_expansions).filter(|message| message != "SIG{}").collect()
-}
-
-/// The text up to the quote that ends it, and `{}` for `$name`, `${name}` and `$(command)`.
-fn without_expansions(text: &str) -> String {
-    let (mut message, mut rest) = (String::new(), text);
-    while let Some(end) = rest.find(['$', '"']) {
-        message.push_str(&rest[..end]);
-        if rest[end..].starts_with('"') {
-            break;
-        }
-        message.push_str("{}");
-        rest = &rest[end + 1..];
-        rest = match rest.chars().next() {
-            Some('(') => rest.split_once(')').map_or("", |(_, after)| after),
-            Some('{') => rest.split_once('}').map_or("", |(_, after)| after),
-            _ => rest.trim_start_matches(|c: char| c.is_ascii_alphanumeric() || c == '_'),
-        };
-    }
-    message
 }
 
 /// The messages of a page that are explained: the tags of its lists of them.

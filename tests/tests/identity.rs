@@ -10,6 +10,7 @@ use tests::stream::{Body, Writer, looks_complete, read_shards, records};
 const IMAGE_ID: u64 = 100;
 const SHARD_INDEX: u64 = 101;
 const SHARD_COUNT: u64 = 102;
+const SPLIT_ID: u64 = 106;
 
 /// The fields that a peer skips in the first marker, and in all others.
 fn skipped(stream: &[u8]) -> (BTreeSet<u64>, BTreeSet<u64>) {
@@ -35,7 +36,7 @@ fn the_first_marker_of_a_stream_and_of_every_shard_says_whose_it_is() {
 
     let (split, shards) = filters::split(&captured.stdout, 3);
     split.succeeded();
-    let in_shards = BTreeSet::from([IMAGE_ID, SHARD_INDEX, SHARD_COUNT]);
+    let in_shards = BTreeSet::from([IMAGE_ID, SHARD_INDEX, SHARD_COUNT, SPLIT_ID]);
     for (index, shard) in shards.iter().enumerate() {
         if shard.is_empty() {
             continue;

@@ -92,10 +92,23 @@ fn said(finished: &Finished, case: &str) -> String {
     finished.stderr[0].clone()
 }
 
-/// The bytes in pipes and in memory, of a line of `-v`.
+/// The bytes in pipes and in memory, of a line of `-v`, as far as it tells them.
 fn numbers(said: &str) -> [usize; 2] {
-    let words = said.split(' ').filter_map(|word| word.parse().ok());
-    words.collect::<Vec<_>>().try_into().unwrap_or_else(|_| panic!("two numbers in {said:?}"))
+    let (_, amounts) = said.split_once("holding ").expect("what is held");
+    let amount = |text: &str| {
+        let (number, unit) = text.split_once(' ').expect("a number and its unit");
+        let unit = ["bytes", "kB", "MB", "GB"].iter().position(|name| *name == unit);
+        let factor = 1000_f64.powi(unit.expect("a unit") as i32);
+        (number.parse::<f64>().expect("a number") * factor) as usize
+    };
+    let amounts = amounts.strip_suffix(" in memory").expect("two amounts").split(" in pipes, ");
+    let amounts = amounts.map(amount).collect::<Vec<_>>();
+    amounts.try_into().unwrap_or_else(|_| panic!("two amounts in {said:?}"))
+}
+
+/// Whether these are as many bytes as were said, within the last digit.
+fn is_all(numbers: [usize; 2], length: usize) -> bool {
+    numbers.iter().sum::<usize>().abs_diff(length) <= 200_000
 }
 
 fn is_root(test: &str) -> bool {
@@ -286,7 +299,7 @@ fn verbose_says_where_the_image_rests() {
         let serving = hold(serve(dir.path(), store), &stream(&files, MIB));
         let said = fetch(dir.path(), serving, &files, store);
         let [pipes, memory] = numbers(&said);
-        assert_eq!(pipes + memory, LENGTH + 777, "{said}");
+        assert!(is_all([pipes, memory], LENGTH + 777), "{said}");
         assert_eq!(pipes > LENGTH / 2, in_pipes, "{said}");
     }
 }
@@ -435,7 +448,7 @@ fn with_few_descriptors_the_rest_is_held_in_memory() {
         let said = fetch(dir.path(), serving, &files, store);
         println!("ulimit -n 64, --store={store}: {said}");
         let [pipes, memory] = numbers(&said);
-        assert_eq!(pipes + memory, LENGTH + 777, "{said}");
+        assert!(is_all([pipes, memory], LENGTH + 777), "{said}");
         assert_eq!(pipes > 0, store == "auto", "{said}");
     }
 }
@@ -568,7 +581,7 @@ fn with_few_page_slots_the_rest_is_held_in_memory() {
     let said = fetch(dir.path(), serving, &files, "as nobody");
     println!("as nobody: {said}");
     let [pipes, memory] = numbers(&said);
-    assert_eq!(pipes + memory, LENGTH + 777, "{said}");
+    assert!(is_all([pipes, memory], LENGTH + 777), "{said}");
     // Some slots are left for CRIU's own pipes.
     assert!(pipes > limit / 2 && pipes + 7 * MIB <= limit, "{said}");
 

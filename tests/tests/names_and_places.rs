@@ -106,6 +106,25 @@ fn extract_makes_files_for_its_own_user_only() {
     }
 }
 
+/// A container with a user namespace reads some of them as its own root.
+#[test]
+fn extract_makes_files_with_the_permissions_that_are_asked_for() {
+    for (option, expected) in [("644", 0o644), ("0640", 0o640), ("600", 0o600)] {
+        let (_parent, dir) = images();
+        let extract = Filter::after("umask 77", "image-extract").progress_apart();
+        let extract = extract.args(["--mode", option, "-D"]).arg(&dir);
+        extract.run(&small_stream()).succeeded();
+        for name in files_in(&dir).keys() {
+            assert_eq!(mode(&dir.join(name)), expected, "{name}, {option}");
+        }
+    }
+    for wrong in ["rw", "1777", "888", ""] {
+        let (_parent, dir) = images();
+        let extract = filters::extract(&dir).args(["--mode", wrong]);
+        extract.run(&small_stream()).refused(2, wrong);
+    }
+}
+
 /// As a dump may have them, whose limit was another.
 #[test]
 fn extract_has_as_many_files_open_as_it_is_allowed_to() {

@@ -16,7 +16,7 @@ use nix::fcntl::{SpliceFFlags, vmsplice};
 use tempfile::tempdir;
 use tests::criu::{DumpClient, RestoreClient, pipe};
 use tests::filters::{self, Capture, assert_same_files, files_in};
-use tests::pipeline::{Running, collect_from};
+use tests::pipeline::{Filter, Running, collect_from};
 use tests::random::{Random, for_each_seed};
 use tests::stream::{Files, read_shards, read_stream};
 
@@ -78,7 +78,9 @@ impl Dump {
         while to_come > 0 || !open.is_empty() {
             if to_come > 0 && open.len() < at_once && random.one_in(2) {
                 // A tenth of the names come again.
-                let name = format!("file-{}.img", random.below(1 + count * 9 / 10));
+                let number = random.below(1 + count * 9 / 10);
+                let kind = if number % 3 == 0 { "pages" } else { "file" };
+                let name = format!("{kind}-{number}.img");
                 to_come -= 1;
                 if !open.contains_key(&name) {
                     let length = match largest {
@@ -167,6 +169,13 @@ fn trickle(bytes: Vec<u8>, random: &mut Random) -> OwnedFd {
     read_end
 }
 
+/// `shard-split` in either of its ways.
+fn split_to(outputs: Vec<OwnedFd>, random: &mut Random) -> Filter {
+    let metadata_first = outputs.len() > 1 && random.one_in(2);
+    let split = filters::split_to(outputs);
+    if metadata_first { split.arg("--metadata-first") } else { split }
+}
+
 /// `criu-sock-capture | shard-split`, to the end: the shards.
 fn capture_and_split(dir: &Path, dump: &Dump, count: usize, random: &mut Random) -> Vec<Vec<u8>> {
     let any_pipe = |random: &mut Random| pipe(random.pick(&PIPE_SIZES)).expect("a pipe");
@@ -177,7 +186,7 @@ fn capture_and_split(dir: &Path, dump: &Dump, count: usize, random: &mut Random)
             (write_end, collect_from(read_end))
         })
         .unzip();
-    let split = filters::split_to(outputs).stdin(stdin).time_limit(TIME_LIMIT).start();
+    let split = split_to(outputs, random).stdin(stdin).time_limit(TIME_LIMIT).start();
     let capture = filters::capture(dir).stdout(stdout).time_limit(TIME_LIMIT).start();
     capture.wait_for("socket-init");
     dump.send(DumpClient::connect(dir).expect("the socket is there"));
@@ -200,8 +209,9 @@ fn restore(dir: &Path, inputs: Vec<OwnedFd>, expected: &Files, random: &mut Rand
     } else {
         let serve = filters::serve(&into).stdin(stdin).time_limit(TIME_LIMIT).start();
         serve.wait_for("socket-init");
-        merge.finish().succeeded();
+        // CRIU may read while the image arrives.
         fetch_and_compare(&into, expected, random);
+        merge.finish().succeeded();
         serve.finish().succeeded();
     }
 }
@@ -226,7 +236,7 @@ fn shard_to_shard(dir: &Path, dump: &Dump, count: usize, random: &mut Random) {
     let pipes = |count| (0..count).map(|_| pipe(None).expect("a pipe"));
     let (to_merge, from_split): (Vec<_>, Vec<_>) = pipes(count).unzip();
     let (stdin, stdout) = pipe(random.pick(&PIPE_SIZES)).expect("a pipe");
-    let split = filters::split_to(from_split).stdin(stdin).time_limit(TIME_LIMIT).start();
+    let split = split_to(from_split, random).stdin(stdin).time_limit(TIME_LIMIT).start();
     thread::scope(|scope| {
         let restored = scope.spawn(|| restore(dir, to_merge, &dump.files, random));
         let capture = filters::capture(dir).stdout(stdout).time_limit(TIME_LIMIT).start();

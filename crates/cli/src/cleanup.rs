@@ -1,4 +1,4 @@
-//! What must be gone when the program ends, whichever way it ends.
+//! Removes sockets and unfinished files when the program ends, also by a signal.
 
 use std::fs;
 use std::path::{Path, PathBuf};

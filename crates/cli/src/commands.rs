@@ -8,11 +8,11 @@ use nix::errno::Errno;
 use nix::sys::signal::{Signal, killpg};
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid, waitpid};
 use nix::unistd::Pid;
-use pipe_io::Endpoint;
 use pipe_io::inherit::Direction;
 use pipe_io::pipe::Pipe;
 use pipe_io::poll::{self, PollFd, PollFlags};
 use pipe_io::process::{self, ExitWatch};
+use pipe_io::{Bytes, Endpoint};
 use std::fmt;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, RawFd};
@@ -302,7 +302,8 @@ impl fmt::Display for CommandError {
             CommandError::System(place, error) => write!(f, "{place}: {}", reason(error)),
             CommandError::Status(place, status) => write!(f, "{place}: {}", Failed(*status)),
             CommandError::Unread(place, bytes) => {
-                write!(f, "{place}: ended without reading the last {bytes} bytes of its shard")
+                let bytes = Bytes(*bytes as u64);
+                write!(f, "{place}: ended without reading the last {bytes} of its shard")
             }
         }
     }

@@ -4,6 +4,7 @@ use serde::Serialize;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
+use wire_format::ImageId;
 
 /// Bytes and times of each shard, or of the one stream of a program without shards.
 ///
@@ -13,6 +14,7 @@ pub struct Counters {
     /// When the first byte was counted.
     start: OnceLock<Instant>,
     reports_blocked: bool,
+    image_id: OnceLock<ImageId>,
     shards: Box<[ShardCounter]>,
 }
 
@@ -27,6 +29,8 @@ struct ShardCounter {
 
 #[derive(Serialize)]
 struct Report {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    image_id: Option<String>,
     shards: Vec<ShardReport>,
 }
 
@@ -44,6 +48,7 @@ impl Counters {
         Counters {
             start: OnceLock::new(),
             reports_blocked: false,
+            image_id: OnceLock::new(),
             shards: std::iter::repeat_with(ShardCounter::default).take(shards).collect(),
         }
     }
@@ -51,6 +56,11 @@ impl Counters {
     /// The same for a program that also tells how long each shard kept it waiting.
     pub fn with_blocked(shards: usize) -> Counters {
         Counters { reports_blocked: true, ..Counters::new(shards) }
+    }
+
+    /// Has the id of the image reported, too.
+    pub fn identify(&self, image_id: ImageId) {
+        let _ = self.image_id.set(image_id);
     }
 
     /// Counts bytes that went into or came out of a shard.
@@ -81,7 +91,7 @@ impl Counters {
     }
 
     /// `{"shards":[{"size":BYTES,"transfer_duration_millis":MS},…]}`, and `"blocked_millis":MS` in
-    /// each where that is counted.
+    /// each where that is counted; `"image_id":"HEX"` before them where it is known.
     pub fn json(&self) -> String {
         let now = self.elapsed_millis();
         let shards = self.shards.iter().map(|counter| ShardReport {
@@ -94,8 +104,10 @@ impl Counters {
                 .reports_blocked
                 .then(|| counter.blocked.load(Ordering::Relaxed) / 1000),
         });
-        // Numbers in a struct: this has no way to fail.
-        serde_json::to_string(&Report { shards: shards.collect() }).unwrap_or_default()
+        let image_id = self.image_id.get().map(ImageId::to_string);
+        let report = Report { image_id, shards: shards.collect() };
+        // Numbers and a text in a struct: this has no way to fail.
+        serde_json::to_string(&report).unwrap_or_default()
     }
 
     fn elapsed_millis(&self) -> u64 {

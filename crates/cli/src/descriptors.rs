@@ -97,7 +97,10 @@ impl Descriptors {
             Place::Stdout => 1,
             Place::Shard { fd, .. } | Place::External { fd, .. } | Place::Progress { fd } => *fd,
             Place::Stderr => STDERR,
-            Place::ShardFile { .. } | Place::ShardFilter { .. } | Place::Command { .. } => {
+            Place::ShardFile { .. }
+            | Place::ShardFilter { .. }
+            | Place::Command { .. }
+            | Place::File { .. } => {
                 return Err(UsageError::Refused(place.clone(), Refusal::NotOpen));
             }
         };

@@ -1,9 +1,20 @@
-//! What makes five programs one family.
+//! Shared parts of the programs.
 //!
-//! The same options ([`CommonArgs`]), lists of descriptors ([`Descriptors`]), names of places in
-//! messages ([`Place`]), progress lines ([`Progress`]), counters ([`Counters`]), exit status
-//! ([`main`]), behaviour on signals, and the same refusals of an image stream that is not whole
-//! ([`StreamInput`]), the same way of writing one ([`StreamOutput`]). DESIGN.md section 5 has the rules.
+//! - [`main`] runs a program: it parses the command line, prints the error, returns the status;
+//! - [`CommonArgs`], [`CommandArgs`]: options that several programs have;
+//! - [`Descriptors`] takes over the descriptors that options name, and [`Place`] names them;
+//! - [`Child`] is the command behind `--`, [`Commands`] are those of `--filter`;
+//! - [`Progress`] and [`Counters`] report how far the program is;
+//! - [`StreamInput`] reads an image stream and refuses a broken one, [`StreamOutput`] writes one.
+//!
+//! docs/design.md section 5 has the conventions.
+//!
+//! ```
+//! use cli::Place;
+//!
+//! let place = Place::Shard { index: 2, fd: 11 };
+//! assert_eq!(place.to_string(), "shard 2 (fd 11)");
+//! ```
 
 mod args;
 mod child;
@@ -21,6 +32,7 @@ mod shards;
 mod signals;
 mod stream_input;
 mod stream_output;
+mod suggest;
 
 pub use args::{CommandArgs, CommonArgs, ExternalFile, Fd};
 pub use child::{Child, ChildError};
@@ -29,7 +41,7 @@ pub use closing::{Closing, ClosingError};
 pub use commands::{CommandError, Commands};
 pub use counters::Counters;
 pub use descriptors::{Descriptors, UsageError};
-pub use identity::new_image_id;
+pub use identity::{new_image_id, new_split_id};
 pub use operands::{OutputFile, Published};
 pub use pipe_io::reason;
 pub use place::Place;

@@ -1,4 +1,4 @@
-//! Where something happened, as messages name it.
+//! The places that messages name.
 
 use std::fmt;
 use std::os::fd::RawFd;
@@ -47,6 +47,11 @@ pub enum Place {
         /// The descriptor that it is read from or written to.
         fd: RawFd,
     },
+    /// An image that an operand names.
+    File {
+        /// The operand.
+        path: PathBuf,
+    },
     /// Where progress lines go.
     Progress {
         /// Its descriptor.
@@ -67,6 +72,7 @@ impl fmt::Display for Place {
             }
             Place::Command { words } => write!(f, "command ({})", abridged(words)),
             Place::External { name, fd } => write!(f, "external file {name} (fd {fd})"),
+            Place::File { path } => write!(f, "{}", path.display()),
             Place::Progress { fd } => write!(f, "progress (fd {fd})"),
         }
     }

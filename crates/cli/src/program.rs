@@ -1,13 +1,13 @@
 //! From a command line to an exit status.
 
-use crate::{Counters, UsageError, signals};
-use clap::error::ErrorKind;
+use crate::{Counters, UsageError, signals, suggest};
+use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Arg, ArgAction, Command, Parser};
 use pipe_io::Patient;
 use std::ffi::OsString;
 use std::fmt;
 use std::io::{self, Write};
-use std::process::ExitCode;
+use std::process::{ExitCode, Termination};
 use std::sync::Arc;
 
 /// How a program did not do what it was asked for.
@@ -50,6 +50,8 @@ impl Program {
     /// Starts answering signals, with these counters. Call before anything is made that a signal
     /// should remove.
     pub fn attend_signals(&self, counters: &Arc<Counters>) -> io::Result<()> {
+        // Before there is another thread.
+        pipe_io::inherit::sleep_precisely();
         signals::attend(self.name, Arc::clone(counters), self.verbose)
     }
 
@@ -64,16 +66,16 @@ impl Program {
 
 /// Runs a filter: parses its command line, calls `run`, prints its error as one line, and
 /// returns its exit status.
-pub fn main<A: Parser, E: fmt::Display>(
+pub fn main<A: Parser, T: Termination, E: fmt::Display>(
     name: &'static str,
-    run: impl FnOnce(A) -> Result<(), Failure<E>>,
+    run: impl FnOnce(A) -> Result<T, Failure<E>>,
 ) -> ExitCode {
     let args = match parse::<A>(name, std::env::args_os()) {
         Ok(args) => args,
         Err(status) => return status,
     };
     match run(args) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(success) => success.report(),
         Err(Failure::Failed(error)) => failed(name, error),
         Err(Failure::Command(error, status)) => {
             complain(name, error);
@@ -90,7 +92,8 @@ pub fn parse<A: Parser>(
     arguments: impl IntoIterator<Item = OsString>,
 ) -> Result<A, ExitCode> {
     let parsed = command::<A>().try_get_matches_from(arguments);
-    parsed.and_then(|matches| A::from_arg_matches(&matches)).map_err(|error| not_run(name, &error))
+    let args = parsed.and_then(|matches| A::from_arg_matches(&matches));
+    args.map_err(|error| not_run(name, &error, &options::<A>()))
 }
 
 /// The options of a program, each by each of its names (`-n`, `--shards`), and whether a value
@@ -131,7 +134,7 @@ fn command<A: Parser>() -> Command {
 }
 
 /// Prints the help or the version that was asked for, or what is wrong with the command line.
-fn not_run(name: &str, error: &clap::Error) -> ExitCode {
+fn not_run(name: &str, error: &clap::Error, options: &[(String, bool)]) -> ExitCode {
     match error.kind() {
         ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => {
             match Patient(io::stdout()).write_all(compact(&error.render().to_string()).as_bytes()) {
@@ -140,10 +143,22 @@ fn not_run(name: &str, error: &clap::Error) -> ExitCode {
             }
         }
         _ => {
-            complain(name, format_args!("{} (try '{name} --help')", one_line(error)));
+            let meant = suggestion(error, options).unwrap_or_default();
+            complain(name, format_args!("{}{meant} (try '{name} --help')", one_line(error)));
             ExitCode::from(2)
         }
     }
+}
+
+/// Which options are nearly the one that does not exist.
+fn suggestion(error: &clap::Error, options: &[(String, bool)]) -> Option<String> {
+    let written = match (error.kind(), error.get(ContextKind::InvalidArg)) {
+        (ErrorKind::UnknownArgument, Some(ContextValue::String(written))) => written,
+        _ => return None,
+    };
+    let long = options.iter().map(|(option, _)| option.as_str()).filter(|it| it.starts_with("--"));
+    let meant = suggest::meant(written, long);
+    (!meant.is_empty()).then(|| format!(": did you mean {}?", meant.join(" or ")))
 }
 
 /// A help text without the lines of spaces that clap puts between the paragraphs of an option: so

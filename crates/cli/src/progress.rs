@@ -1,12 +1,12 @@
-//! The lines that tell a supervising program how far things are.
+//! Progress lines, for a supervising program.
 
 use crate::descriptors::STDERR;
 use crate::{Counters, Descriptors, Place, UsageError, program};
 use pipe_io::Endpoint;
 use pipe_io::inherit::Direction;
 use serde::Serialize;
-use std::io::Write;
-use std::os::fd::RawFd;
+use std::io::{self, Write};
+use std::os::fd::{AsFd, OwnedFd, RawFd};
 use std::time::Duration;
 use wire_format::FileName;
 
@@ -71,6 +71,19 @@ impl Progress {
     /// All is done: how much went where, as one line of JSON.
     pub fn finished(&self, counters: &Counters) {
         self.line(&counters.json());
+    }
+
+    /// Another descriptor for the same, for another program.
+    pub fn try_clone(&self) -> io::Result<OwnedFd> {
+        match &self.0 {
+            Sink::Stderr => io::stderr().as_fd().try_clone_to_owned(),
+            Sink::Endpoint(endpoint) => endpoint.as_fd().try_clone_to_owned(),
+        }
+    }
+
+    /// A line of another program's progress.
+    pub fn pass_on(&mut self, line: &str) {
+        self.line(line);
     }
 
     fn line(&self, text: &str) {

@@ -1,4 +1,4 @@
-//! What the shards of a command line are: descriptors, files, or what commands read and write.
+//! The shards that a command line names: descriptors, files, or commands.
 
 use crate::operands::{self, OutputFile};
 use crate::{Counters, Descriptors, Failure, Fd, Place, Program, UsageError};

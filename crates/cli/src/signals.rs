@@ -10,6 +10,7 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, Signal, raise};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
+use pipe_io::{Bytes, Rate};
 use std::io::{self, IsTerminal, Write};
 use std::os::fd::AsFd;
 use std::sync::Arc;
@@ -41,12 +42,12 @@ pub(crate) fn attend(program: &'static str, counters: Arc<Counters>, live: bool)
     let source = SignalFd::with_flags(&signals, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?;
     let live = live && io::stderr().is_terminal();
     thread::Builder::new().name("signals".into()).stack_size(1 << 17).spawn(move || {
-        let mut rate = live.then(|| Rate::new(program, &counters));
+        let mut line = live.then(|| Live::new(program, &counters));
         loop {
             let timeout = if live { PollTimeout::from(1000_u16) } else { PollTimeout::NONE };
             let mut fds = [PollFd::new(source.as_fd(), PollFlags::POLLIN)];
             match poll(&mut fds, timeout) {
-                Ok(0) => rate.iter_mut().for_each(|rate| rate.show(&counters)),
+                Ok(0) => line.iter_mut().for_each(|line| line.show(&counters)),
                 Ok(_) | Err(Errno::EINTR) => {}
                 Err(_) => return,
             }
@@ -75,23 +76,22 @@ fn end_by(signal: Signal) {
 }
 
 /// Bytes and rate, on one line that is written over every second.
-struct Rate {
+struct Live {
     program: &'static str,
     since: Instant,
     total: u64,
 }
 
-impl Rate {
-    fn new(program: &'static str, counters: &Counters) -> Rate {
-        Rate { program, since: Instant::now(), total: counters.total() }
+impl Live {
+    fn new(program: &'static str, counters: &Counters) -> Live {
+        Live { program, since: Instant::now(), total: counters.total() }
     }
 
     fn show(&mut self, counters: &Counters) {
         let total = counters.total();
-        let rate = (total - self.total) as f64 / self.since.elapsed().as_secs_f64();
+        let rate = Rate(total.saturating_sub(self.total), self.since.elapsed());
         (self.total, self.since) = (total, Instant::now());
-        let [gigabytes, rate] = [total as f64, rate].map(|bytes| bytes / 1e9);
-        say(&format!("\r{}: {gigabytes:.2} GB, {rate:.2} GB/s\x1b[K", self.program));
+        say(&format!("\r{}: {}, {rate}\x1b[K", self.program, Bytes(total)));
     }
 }
 

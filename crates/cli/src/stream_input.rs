@@ -4,7 +4,7 @@ use crate::{Place, reason};
 use pipe_io::{Endpoint, Intake, Kind, MoveError, Mover, poll, splice};
 use std::fmt;
 use std::io::{self, ErrorKind, Read, Write};
-use wire_format::{Body, Grammar, GrammarError, Marker, ReadError, StreamReader};
+use wire_format::{Body, Grammar, GrammarError, ImageId, Marker, ReadError, StreamReader};
 
 /// An image stream on its way in. It ends with the end of the image, or with an error.
 #[derive(Debug)]
@@ -15,6 +15,10 @@ pub struct StreamInput {
     reader: StreamReader<Intake>,
     grammar: Grammar,
     mover: Mover,
+    /// Whether other images may follow.
+    several: bool,
+    /// Whether the image may be an increment, which is not whole.
+    increments: bool,
 }
 
 /// Why the stream is not an image, or cannot be had.
@@ -24,6 +28,8 @@ pub enum InputError {
     Read(Place, ReadError),
     /// At this byte stands a marker that may not stand there.
     Grammar(Place, u64, GrammarError),
+    /// It is an increment of this image, without which it cannot be restored.
+    Increment(Place, ImageId),
     /// It ends after so many bytes, before the end of the image.
     Truncated(Place, u64),
 }
@@ -47,7 +53,27 @@ impl StreamInput {
             reader: StreamReader::new(intake),
             grammar: Grammar::default(),
             mover: Mover::default(),
+            several: false,
+            increments: false,
         }
+    }
+
+    /// Takes an increment, too, of which the user has said that it is known to be one, or which is
+    /// passed on as it is.
+    pub fn or_increment(self) -> StreamInput {
+        StreamInput { increments: true, ..self }
+    }
+
+    /// Begins with the next of several images, which stand one after the other, and returns its
+    /// first marker; `None` where the last one has ended.
+    pub fn next_image(&mut self) -> Result<Option<Marker>, InputError> {
+        self.several = true;
+        self.grammar = Grammar::default();
+        self.reader.restart();
+        let position = self.reader.position();
+        let Some(marker) = self.read()? else { return Ok(None) };
+        self.accept(position, &marker)?;
+        Ok(Some(marker))
     }
 
     /// The next marker. At the end of the image it makes sure that nothing follows.
@@ -57,8 +83,11 @@ impl StreamInput {
         let position = self.reader.position();
         let marker = self.read()?.ok_or_else(|| self.truncated())?;
         self.accept(position, &marker)?;
+        if let Some(parent) = marker.parent_id.filter(|_| !self.increments) {
+            return Err(InputError::Increment(self.place.clone(), parent));
+        }
         self.look_ahead(&marker);
-        if marker.body == Body::ImageEof {
+        if marker.body == Body::ImageEof && !self.several {
             self.expect_end()?;
         }
         Ok(marker)
@@ -219,7 +248,8 @@ impl StreamInput {
             Ok(None) => Ok(()),
             Err(ReadError::Io(error)) => Err(self.failed(error)),
             // Whether they are a marker or not: nothing may be there.
-            Ok(Some(_)) | Err(ReadError::Truncated(_) | ReadError::Marker(..)) => {
+            Ok(Some(_))
+            | Err(ReadError::Truncated(_) | ReadError::Marker(..) | ReadError::Foreign(_)) => {
                 Err(InputError::Grammar(self.place.clone(), position, GrammarError::AfterEnd))
             }
         }
@@ -262,6 +292,9 @@ impl fmt::Display for InputError {
             InputError::Read(place, error) => write!(f, "{place}: {error}"),
             InputError::Grammar(place, position, error) => {
                 write!(f, "{place}: byte {position}: {error}")
+            }
+            InputError::Increment(place, parent) => {
+                write!(f, "{place}: an increment of image {parent}: see image-combine(1)")
             }
             InputError::Truncated(place, bytes) => {
                 write!(f, "{place}: {}", ReadError::Truncated(*bytes))

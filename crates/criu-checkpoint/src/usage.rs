@@ -10,7 +10,7 @@ use std::os::fd::{OwnedFd, RawFd};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
-use supervise::checkpoint::Plan;
+use supervise::checkpoint::{Destination, Plan};
 use supervise::criu_options::{self, OptionError};
 use supervise::shell::{criu_to_use, mentions_shard};
 
@@ -56,7 +56,7 @@ pub(crate) fn parse() -> Result<(Args, Plan), ExitCode> {
         leave_running: args.leave_running,
         logs: args.images_dir.clone(),
         shards: args.shards,
-        command,
+        destination: Destination::Command(command),
         verify: args.verify.clone(),
         files: files(&args).map_err(wrong)?,
         time_limit: Duration::from_secs(args.time_limit.into()),

@@ -68,21 +68,7 @@ impl Listener {
     /// The caller removes [`Listener::path`] when it is done.
     pub fn bind(directory: &Path, direction: Direction) -> Result<Listener, ListenError> {
         let path = directory.join(direction.socket_name());
-        let unopened = |error| ListenError::Directory(directory.to_owned(), error);
-        let folder = File::open(directory).map_err(unopened)?;
-        let address = Address::new(&folder, &path);
-        // Two programs that start at once must not both replace what a third has left.
-        let _lock = lock(&folder);
-        if path.symlink_metadata().is_ok() {
-            match address.is_listened_on() {
-                Ok(true) => return Err(ListenError::Taken(path)),
-                Ok(false) => {}
-                Err(Errno::EACCES) => return Err(ListenError::Foreign(path)),
-                Err(error) => return Err(ListenError::Socket(path, error.into())),
-            }
-            remove_stale(&path).map_err(|error| ListenError::Socket(path.clone(), error))?;
-        }
-        let socket = address.bind().map_err(|error| ListenError::Socket(path.clone(), error))?;
+        let socket = listen_at(&path)?;
         Ok(Listener { socket, path, direction })
     }
 
@@ -123,13 +109,39 @@ impl Listener {
     }
 }
 
+/// Makes a socket with this path and listens, without waiting in `accept`. It can be connected to
+/// by our own user (and root) only. One that a killed program has left behind is replaced.
+pub fn listen_at(path: &Path) -> Result<UnixListener, ListenError> {
+    let directory = match path.parent() {
+        Some(directory) if !directory.as_os_str().is_empty() => directory,
+        _ => Path::new("."),
+    };
+    let unopened = |error| ListenError::Directory(directory.to_owned(), error);
+    let unmade = |error| ListenError::Socket(path.to_owned(), error);
+    let folder = File::open(directory).map_err(unopened)?;
+    let address = Address::new(&folder, path);
+    // Two programs that start at once must not both replace what a third has left.
+    let _lock = lock(&folder);
+    if path.symlink_metadata().is_ok() {
+        match address.is_listened_on() {
+            Ok(true) => return Err(ListenError::Taken(path.to_owned())),
+            Ok(false) => {}
+            Err(Errno::EACCES) => return Err(ListenError::Foreign(path.to_owned())),
+            Err(error) => return Err(unmade(error.into())),
+        }
+        remove_stale(path).map_err(unmade)?;
+    }
+    address.bind().map_err(unmade)
+}
+
 impl AsFd for Listener {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()
     }
 }
 
-fn is_allowed(stream: &UnixStream) -> io::Result<bool> {
+/// Whether what has connected is of our own user, or of root. Others are hung up on.
+pub fn is_allowed(stream: &UnixStream) -> io::Result<bool> {
     let peer = getsockopt(stream, sockopt::PeerCredentials)?;
     let allowed = peer.uid() == 0 || peer.uid() == geteuid().as_raw();
     if !allowed {

@@ -10,7 +10,7 @@ use std::os::fd::{OwnedFd, RawFd};
 use std::process::ExitCode;
 use std::time::Duration;
 use supervise::criu_options::{self, OptionError};
-use supervise::restore::Plan;
+use supervise::restore::{Plan, Source};
 use supervise::shell::{criu_to_use, mentions_shard};
 
 /// What is wrong with a command line.
@@ -61,7 +61,7 @@ pub(crate) fn parse() -> Result<(Args, Plan), ExitCode> {
     let plan = Plan {
         logs: args.images_dir.clone(),
         shards: args.shards,
-        command,
+        source: command.map_or(Source::Stdin, Source::Command),
         by_directory: args.directory,
         files: args.fs,
         stdio: args.stdio,

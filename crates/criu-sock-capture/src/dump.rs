@@ -1,4 +1,4 @@
-//! What CRIU has said of its dump so far.
+//! The state of a dump, as CRIU has told it so far.
 
 use crate::error::Error;
 use criu_protocol::{CPUINFO, Connection, Event, INVENTORY, ProtocolError};

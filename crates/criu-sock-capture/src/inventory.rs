@@ -3,6 +3,7 @@
 //! The file is the mark of a dump that succeeded, so it must not be one that CRIU was killed
 //! in the middle of: its pipe would end just as it does for a whole one.
 
+use criu_protocol::inventory;
 use pipe_io::pipe::Pipe;
 use pipe_io::{Endpoint, splice};
 use std::fs::File;
@@ -33,29 +34,10 @@ impl Inventory {
         Ok(copied)
     }
 
-    /// Whether what has passed can be a whole inventory: not empty, and if it begins with the
-    /// magic number of CRIU's, it goes on with entries behind their lengths, and ends with one.
+    /// Whether what has passed can be a whole inventory.
     pub(crate) fn is_whole(&self) -> bool {
-        const INVENTORY_MAGIC: [u8; 4] = 0x5831_3116_u32.to_le_bytes();
-
-        if self.bytes.len() >= Inventory::BYTES_MAX {
-            return true;
-        }
-        match self.bytes.strip_prefix(&INVENTORY_MAGIC) {
-            Some(rest) => !rest.is_empty() && are_entries(rest),
-            None => !INVENTORY_MAGIC.starts_with(&self.bytes),
-        }
+        self.bytes.len() >= Inventory::BYTES_MAX || inventory::is_whole(&self.bytes)
     }
-}
-
-fn are_entries(mut bytes: &[u8]) -> bool {
-    while let Some((length, rest)) = bytes.split_first_chunk::<4>() {
-        match rest.get(u32::from_le_bytes(*length) as usize..) {
-            Some(rest) => bytes = rest,
-            None => return false,
-        }
-    }
-    bytes.is_empty()
 }
 
 #[cfg(test)]

@@ -22,7 +22,7 @@ const NAME: &str = "criu-sock-capture";
     about,
     override_usage = "criu-sock-capture [-D DIR] [OPTION]... [-- COMMAND...] > IMAGE",
     next_help_heading = "Image",
-    after_help = "Example:\n  criu-sock-capture -D d -- criu dump --stream -D d -t PID | zstd > image.zst\n\n\
+    after_help = "Example:\n  criu-sock-capture -- criu dump --stream -t PID | zstd > image.zst\n\n\
                   Manual: criu-sock-capture(1), criu-stream-utils(7)"
 )]
 struct Args {

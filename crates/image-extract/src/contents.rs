@@ -6,7 +6,7 @@ use crate::walk::{Visitor, walk};
 use crate::{Args, NAME};
 use cli::{Counters, Descriptors, Failure, Place, Program, StreamInput};
 use pipe_io::inherit::Direction;
-use pipe_io::{Endpoint, Patient};
+use pipe_io::{Bytes, Endpoint, Patient};
 use serde::Serialize;
 use std::collections::HashMap;
 use std::io::{self, Write};
@@ -33,7 +33,13 @@ pub(crate) fn verify(args: &Args) -> Result<(), Failure<Error>> {
     }
     let bytes: u64 = contents.files.iter().map(|file| file.size).sum();
     let program = Program::new(NAME, args.common.verbose);
-    program.note(format_args!("the image is whole: {} files, {bytes} bytes", contents.files.len()));
+    let files = contents.files.len();
+    let bytes = Bytes(bytes);
+    match contents.parent_id {
+        None => program.note(format_args!("the image is whole: {files} files, {bytes}")),
+        Some(parent) => program
+            .note(format_args!("the increment of image {parent} is whole: {files} files, {bytes}")),
+    }
     Ok(())
 }
 
@@ -48,11 +54,14 @@ fn read(
         program.attend_signals(&counters).map_err(Error::System)?;
         program.confine();
         let mut contents = Contents {
+            image_id: None,
+            parent_id: None,
             files: Vec::new(),
             places: HashMap::new(),
             nowhere: nowhere().map_err(Error::System)?,
         };
-        let id = walk(StreamInput::new(Place::Stdin, stdin), &counters, &mut contents)?;
+        let input = StreamInput::new(Place::Stdin, stdin).or_increment();
+        let id = walk(input, &counters, &mut contents)?;
         Ok((contents, id))
     };
     read().map_err(Failure::Failed)
@@ -60,6 +69,9 @@ fn read(
 
 /// The files of an image, in the order in which they began.
 struct Contents {
+    image_id: Option<ImageId>,
+    /// Of an increment: the image that it builds on.
+    parent_id: Option<ImageId>,
     files: Vec<File>,
     /// Where in `files` each name is.
     places: HashMap<FileName, usize>,
@@ -79,6 +91,10 @@ struct File {
 
 #[derive(Serialize)]
 struct Listing<'a> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    image_id: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    parent_id: Option<String>,
     files: &'a [File],
 }
 
@@ -92,8 +108,13 @@ impl Contents {
     }
 
     fn json(&self) -> String {
+        let listing = Listing {
+            image_id: self.image_id.map(|id| id.to_string()),
+            parent_id: self.parent_id.map(|id| id.to_string()),
+            files: &self.files,
+        };
         // Names and numbers in a struct: this has no way to fail.
-        let json = serde_json::to_string(&Listing { files: &self.files }).unwrap_or_default();
+        let json = serde_json::to_string(&listing).unwrap_or_default();
         json + "\n"
     }
 
@@ -103,6 +124,10 @@ impl Contents {
 }
 
 impl Visitor for Contents {
+    fn image(&mut self, image_id: Option<ImageId>, parent_id: Option<ImageId>) {
+        (self.image_id, self.parent_id) = (image_id, parent_id);
+    }
+
     fn file(&mut self, name: &FileName) -> Result<(), Error> {
         match self.get_mut(name) {
             None => {

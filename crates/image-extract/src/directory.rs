@@ -6,11 +6,12 @@
 //! the image that it belongs to.
 
 use crate::error::Error;
+use crate::permissions::Permissions;
 use cli::{Cleanup, Descriptors};
 use criu_protocol::{Direction, INVENTORY};
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, open, openat, renameat};
-use nix::sys::stat::{FileStat, Mode, SFlag, fstatat, mkdirat};
+use nix::sys::stat::{FileStat, Mode, SFlag, fchmod, fstatat, mkdirat};
 use nix::unistd::{UnlinkatFlags, fsync, unlinkat};
 use pipe_io::{Endpoint, FileId, Kind};
 use std::collections::HashSet;
@@ -28,6 +29,7 @@ pub(crate) struct Directory {
     unfinished: OwnedFd,
     _cleanup: Cleanup,
     names: HashSet<FileName>,
+    permissions: Permissions,
     sync: bool,
     /// What the program reads and writes besides, of which nothing must be replaced.
     used: Descriptors,
@@ -36,7 +38,12 @@ pub(crate) struct Directory {
 impl Directory {
     /// Begins to fill the directory. With `sync` the files are on the disk once they have their
     /// names, and would be there after a crash of the system. No file may replace one of `used`.
-    pub(crate) fn open(path: PathBuf, sync: bool, used: Descriptors) -> Result<Directory, Error> {
+    pub(crate) fn open(
+        path: PathBuf,
+        permissions: Permissions,
+        sync: bool,
+        used: Descriptors,
+    ) -> Result<Directory, Error> {
         let failed = |error: Errno| Error::Path(path.clone(), error.into());
         let flags = OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
         let fd = open(&path, flags | OFlag::O_RDONLY, Mode::empty()).map_err(failed)?;
@@ -47,11 +54,11 @@ impl Directory {
         let unfinished =
             openat(&fd, name.as_str(), flags | OFlag::O_NOFOLLOW, Mode::empty()).map_err(failed)?;
         let names = HashSet::new();
-        Ok(Directory { path, fd, unfinished, _cleanup: cleanup, names, sync, used })
+        let _cleanup = cleanup;
+        Ok(Directory { path, fd, unfinished, _cleanup, names, permissions, sync, used })
     }
 
-    /// Makes a file, with the permissions that CRIU gives its own. One of the same name that was
-    /// made before does not count.
+    /// Makes a file. One of the same name that was made before does not count.
     pub(crate) fn create(&mut self, name: &FileName) -> Result<OwnedFd, Error> {
         // Some filter may listen there.
         let sockets = [Direction::Capture, Direction::Serve].map(Direction::socket_name);
@@ -64,8 +71,13 @@ impl Directory {
             | OFlag::O_WRONLY
             | OFlag::O_NOFOLLOW
             | OFlag::O_CLOEXEC;
-        let mode = Mode::S_IRUSR | Mode::S_IWUSR;
-        let file = openat(&self.unfinished, name.as_str(), flags, mode)
+        let Permissions(wanted) = self.permissions;
+        let own = Mode::S_IRUSR | Mode::S_IWUSR;
+        let file = openat(&self.unfinished, name.as_str(), flags, own)
+            // Some file systems know no permissions, and say so when one wants others.
+            .and_then(|file| {
+                if wanted == own { Ok(()) } else { fchmod(&file, wanted) }.map(|()| file)
+            })
             .map_err(|error| self.failed(name, error.into()))?;
         self.names.insert(name.clone());
         Ok(file)

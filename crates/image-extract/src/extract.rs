@@ -29,13 +29,15 @@ pub(crate) fn run(directory: PathBuf, args: Args) -> Result<(), Failure<Error>> 
         // As many files are open at once as the dump had.
         raise_descriptor_limit();
         let mut extraction = Extraction {
-            directory: Directory::open(directory, args.sync, descriptors)?,
+            directory: Directory::open(directory, args.mode, args.sync, descriptors)?,
             external: External::new(external),
             wanted: Wanted::new(args.names),
             open: HashMap::new(),
             nowhere: nowhere().map_err(Error::System)?,
         };
-        walk(StreamInput::new(Place::Stdin, stdin), &counters, &mut extraction)?;
+        let input = StreamInput::new(Place::Stdin, stdin);
+        let input = if args.increment { input.or_increment() } else { input };
+        walk(input, &counters, &mut extraction)?;
         extraction.finish()?;
         progress.finished(&counters);
         Ok(())
@@ -54,8 +56,9 @@ struct Extraction {
     directory: Directory,
     external: External,
     wanted: Wanted,
-    /// The files in the directory that are not complete.
-    open: HashMap<FileName, Endpoint>,
+    /// The files in the directory that are not complete; `None` before their first data, as many
+    /// may be named before any of them has data.
+    open: HashMap<FileName, Option<Endpoint>>,
     nowhere: Endpoint,
 }
 
@@ -121,17 +124,20 @@ impl Visitor for Extraction {
         }
         if self.wanted.contains(name) && !self.open.contains_key(name) {
             self.wanted.missing.remove(name);
-            let file = self.directory.create(name)?;
-            let file = Endpoint::new(file)
-                .map_err(|error| self.directory.failed(name, io::Error::other(error)))?;
-            self.open.insert(name.clone(), file);
+            self.open.insert(name.clone(), None);
         }
         Ok(())
     }
 
     fn sink(&mut self, name: &FileName) -> Result<&Endpoint, Error> {
-        let external = self.external.open.get(name);
-        Ok(external.or_else(|| self.open.get(name)).unwrap_or(&self.nowhere))
+        if let Some(external) = self.external.open.get(name) {
+            return Ok(external);
+        }
+        match self.open.get_mut(name) {
+            Some(Some(file)) => Ok(file),
+            Some(file) => Ok(file.insert(create(&mut self.directory, name)?)),
+            None => Ok(&self.nowhere),
+        }
     }
 
     fn took(&mut self, _: &FileName, _: u64) {}
@@ -150,9 +156,18 @@ impl Visitor for Extraction {
             self.directory.sync(&file).map_err(|error| self.failed(name, error))?;
             return Ok(self.external.closing.add(place.clone(), file)?);
         }
-        match self.open.remove(name).map(|file| self.directory.close(file)) {
+        let file = match self.open.remove(name) {
+            Some(None) => Some(create(&mut self.directory, name)?),
+            file => file.flatten(),
+        };
+        match file.map(|file| self.directory.close(file)) {
             Some(Err(error)) => Err(self.failed(name, error)),
             _ => Ok(()),
         }
     }
+}
+
+fn create(directory: &mut Directory, name: &FileName) -> Result<Endpoint, Error> {
+    let file = directory.create(name)?;
+    Endpoint::new(file).map_err(|error| directory.failed(name, io::Error::other(error)))
 }

@@ -4,10 +4,12 @@ mod contents;
 mod directory;
 mod error;
 mod extract;
+mod permissions;
 mod walk;
 
 use clap::Parser;
 use cli::{CommonArgs, ExternalFile, UsageError};
+use permissions::Permissions;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use wire_format::{FileName, ImageId};
@@ -21,8 +23,7 @@ const NAME: &str = "image-extract";
     version,
     about,
     override_usage = "image-extract -D DIR [OPTION]... [NAME]... < IMAGE\n       \
-                      image-extract --list [--json] < IMAGE\n       \
-                      image-extract --verify [-v] < IMAGE",
+                      image-extract {--list [--json] | --verify} < IMAGE",
     next_help_heading = "Image",
     after_help = "Example:\n  zstd -dc image.zst | image-extract -D d && criu restore -D d\n\n\
                   Manual: image-extract(1), criu-stream-utils(7)"
@@ -65,6 +66,9 @@ struct Args {
     #[arg(long, help_heading = "Instead", conflicts_with_all = ["images_dir", "external", "names"])]
     verify: bool,
 
+    /// Unpack an increment, too, which is not whole
+    #[arg(long, conflicts_with_all = ["list", "verify"])]
+    increment: bool,
     /// With --verify: refuse an image that has another id
     ///
     /// The id is what criu-checkpoint gives its command as IMAGE_ID.
@@ -78,6 +82,20 @@ struct Args {
         verbatim_doc_comment
     )]
     image_id: Option<ImageId>,
+
+    /// Make the files with these permissions [600]
+    ///
+    /// In octal. The restore of a container with a user namespace needs 644,
+    /// and then DIR keeps others out.
+    #[arg(
+        long,
+        value_name = "MODE",
+        default_value = "600",
+        hide_default_value = true,
+        conflicts_with_all = ["list", "verify"],
+        verbatim_doc_comment
+    )]
+    mode: Permissions,
 
     /// Have the files on the disk before the exit
     #[arg(long, conflicts_with_all = ["list", "verify"], verbatim_doc_comment)]

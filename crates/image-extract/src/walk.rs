@@ -7,6 +7,9 @@ use wire_format::{Body, FileName, ImageId};
 
 /// What becomes of the files of an image.
 pub(crate) trait Visitor {
+    /// The image is this one, and an increment of that one.
+    fn image(&mut self, _image_id: Option<ImageId>, _parent_id: Option<ImageId>) {}
+
     /// A file begins, or goes on after others.
     fn file(&mut self, name: &FileName) -> Result<(), Error>;
 
@@ -36,6 +39,9 @@ pub(crate) fn walk(
         let marker = input.next_marker()?;
         counters.add(0, input.position() - before);
         id = id.or(marker.image_id);
+        if before == 0 {
+            visitor.image(marker.image_id, marker.parent_id);
+        }
         match (marker.body, &current) {
             (Body::Filename(name), _) => {
                 visitor.file(&name)?;

@@ -38,6 +38,12 @@ pub(crate) enum Error {
     Gone(FileName),
     /// CRIU has closed a file without having read any of it.
     Unread(FileName),
+    /// The image has a file after all that CRIU was told not to exist.
+    Late(FileName),
+    /// A file comes again, and CRIU was given the one before.
+    Replaced(FileName),
+    /// CRIU has gone before all of the image had come.
+    LeftEarly,
     /// CRIU has gone without having read the image.
     NotRestored,
     /// Memory cannot be served on demand.
@@ -65,6 +71,7 @@ impl Error {
         matches!(
             self,
             Error::NotRestored
+                | Error::LeftEarly
                 | Error::Protocol(ProtocolError::Truncated)
                 | Error::Lazy(lazy_pages::Error::NotRestored)
         )
@@ -106,6 +113,11 @@ impl fmt::Display for Error {
                 "CRIU: {name}: closed unread: CRIU has failed (see its log), or cannot read it \
                  from a pipe {FROM_DIRECTORY}"
             ),
+            Error::Late(name) => write!(f, "{name}: comes after all files were said to be named"),
+            Error::Replaced(name) => write!(f, "{name}: comes again after CRIU was given it"),
+            Error::LeftEarly => {
+                f.write_str("CRIU: hung up before all of the image was there: nothing was restored")
+            }
             Error::NotRestored => {
                 f.write_str("CRIU: hung up without asking for inventory.img: nothing was restored")
             }

@@ -5,7 +5,7 @@ use crate::error::Error;
 use crate::store::{Piece, Pieces, Store};
 use cli::{Cleanup, Progress, UsageError};
 use lazy_pages::{ImageFile, Keeper, Moment, Pagemap, Pages, PagesImage, Place, Server};
-use pipe_io::pipe::PAGE;
+use pipe_io::pipe::page;
 use pipe_io::{Endpoint, Kind};
 use std::num::NonZeroUsize;
 use std::os::fd::AsFd;
@@ -113,7 +113,7 @@ impl Lazy {
             store.names().filter_map(|name| Some((name.clone(), pid(name)?))).collect::<Vec<_>>()
         {
             let bytes = contents(store, &name, pages.file())?;
-            let map = lazy_pages::split(&bytes, PAGE as u64)
+            let map = lazy_pages::split(&bytes, page() as u64)
                 .map_err(|error| Error::Pagemap(name.clone(), error))?;
             let (pages_name, pages_image) = pages_image(store, &name, &map)?;
             if map.lazy.is_empty() {

@@ -1,5 +1,6 @@
 //! `image-serve` gives an image stream to `criu restore`.
 
+mod arrivals;
 mod error;
 mod lazy;
 mod load;
@@ -25,7 +26,7 @@ const NAME: &str = "image-serve";
     about,
     override_usage = "image-serve [-D DIR] [OPTION]... [-- COMMAND...] < IMAGE",
     next_help_heading = "Image",
-    after_help = "Example:\n  zstd -dc image.zst | image-serve -D d -- criu restore --stream -D d -d\n\n\
+    after_help = "Example:\n  zstd -dc image.zst | image-serve -- criu restore --stream -d\n\n\
                   Manual: image-serve(1), criu-stream-utils(7)"
 )]
 struct Args {

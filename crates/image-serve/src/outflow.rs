@@ -1,21 +1,20 @@
 //! One file on its way to CRIU.
 
 use crate::error::Error;
-use crate::store::{self, Piece, Pieces};
+use crate::store::{self, Handed, Piece};
 use criu_protocol::is_read_when_opened;
+use pipe_io::poll::{self, PollFd, PollFlags};
 use pipe_io::{Endpoint, pipe, splice};
 use std::io::{self, ErrorKind};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
-use wire_format::FileName;
 
 /// A file that is being sent.
 #[derive(Debug)]
 pub(crate) struct Outflow {
     /// The number of the client that has opened it.
     pub(crate) client: usize,
-    pub(crate) name: FileName,
-    pieces: Pieces,
+    pub(crate) file: Handed,
     /// How much of the first piece was sent.
     sent: usize,
     /// How much of the file was sent.
@@ -49,8 +48,10 @@ enum Reading {
 pub(crate) enum Poured {
     /// There is more to be sent.
     Some,
-    /// All is sent, or nobody wants the rest.
+    /// All is sent.
     All,
+    /// CRIU has closed the pipe, and has read what it wanted.
+    Left,
     /// CRIU has closed the pipe, and has not read one byte.
     Unread,
 }
@@ -65,29 +66,29 @@ const SLOT: usize = 4096;
 impl Outflow {
     /// Sends a file through the pipe that CRIU has sent for it. The pipe is ours alone, as CRIU
     /// closes its own descriptor of this end.
-    pub(crate) fn new(
-        client: usize,
-        name: FileName,
-        pieces: Pieces,
-        pipe: OwnedFd,
-    ) -> Result<Outflow, Error> {
+    pub(crate) fn new(client: usize, file: Handed, pipe: OwnedFd) -> Result<Outflow, Error> {
         let Ok((pipe, mut capacity)) = Endpoint::own_pipe(pipe) else {
-            return Err(Error::NotAPipe(name));
+            return Err(Error::NotAPipe(file.name));
         };
-        if pieces.iter().any(|piece| !matches!(piece, Piece::Kept(_))) {
+        if !file.complete || file.pieces.iter().any(|piece| !matches!(piece, Piece::Kept(_))) {
             capacity = pipe::grow(&pipe, pipe::WANTED).unwrap_or(capacity);
         }
-        let reading = reading(&pieces, &pipe, capacity);
+        let reading = reading(&file, &pipe, capacity);
         let rest = match reading {
             Reading::InOneSlot => Duration::ZERO,
             Reading::Seen | Reading::Unseen => pipe::rest(capacity),
         };
         let sent_in_all = 0;
-        Ok(Outflow { client, name, pieces, sent: 0, sent_in_all, pipe, capacity, reading, rest })
+        Ok(Outflow { client, file, sent: 0, sent_in_all, pipe, capacity, reading, rest })
+    }
+
+    /// Whether there is something to be sent, and so something to do when the pipe has room.
+    pub(crate) fn wants_room(&self) -> bool {
+        self.file.complete || !self.file.pieces.is_empty()
     }
 
     /// Sends what there is room for. Call when the pipe is ready, or was just opened.
-    pub(crate) fn pour(&mut self, image: &Endpoint) -> Result<Poured, Error> {
+    pub(crate) fn pour(&mut self, image: Option<&Endpoint>) -> Result<Poured, Error> {
         if self.reading == Reading::InOneSlot && self.sent_in_all > 0 {
             // The slot was full: the pipe is ready because it is empty, or closed, or both.
             if !self.was_read()? {
@@ -97,7 +98,7 @@ impl Outflow {
             self.rest = pipe::rest(pipe::grow(&self.pipe, self.capacity).unwrap_or(0));
         }
         let mut turns = TURNS;
-        while let Some(piece) = self.pieces.front() {
+        while let Some(piece) = self.file.pieces.front() {
             if turns == 0 {
                 return Ok(Poured::Some);
             }
@@ -105,7 +106,7 @@ impl Outflow {
             let left = length(piece).saturating_sub(self.sent as u64);
             let left = usize::try_from(left).unwrap_or(usize::MAX);
             if left == 0 {
-                self.pieces.pop_front();
+                self.file.pieces.pop_front();
                 self.sent = 0;
                 continue;
             }
@@ -125,19 +126,34 @@ impl Outflow {
                     }
                 }
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(Poured::Some),
-                // CRIU has read what it wanted.
-                Err(error) if error.kind() == ErrorKind::BrokenPipe => {
-                    return Ok(if self.was_read()? { Poured::All } else { Poured::Unread });
-                }
+                Err(error) if error.kind() == ErrorKind::BrokenPipe => return self.left(),
                 Err(error) => return Err(self.failed(error)),
             }
         }
-        Ok(Poured::All)
+        match self.file.complete {
+            true => Ok(Poured::All),
+            false => self.look(),
+        }
+    }
+
+    /// Sends nothing, and sees whether CRIU has closed the pipe.
+    pub(crate) fn look(&self) -> Result<Poured, Error> {
+        let mut fds = [PollFd::new(self.pipe.as_fd(), PollFlags::empty())];
+        match poll::look(&mut fds).map_err(|error| self.failed(error))? {
+            true => self.left(),
+            false => Ok(Poured::Some),
+        }
+    }
+
+    /// CRIU has closed the pipe.
+    fn left(&self) -> Result<Poured, Error> {
+        Ok(if self.was_read()? { Poured::Left } else { Poured::Unread })
     }
 
     /// Whether CRIU has read anything, as far as it matters.
     fn was_read(&self) -> Result<bool, Error> {
-        if self.reading == Reading::Seen {
+        // It may have died while it waited for more to come.
+        if self.reading == Reading::Seen || (self.sent_in_all == 0 && !self.file.complete) {
             return Ok(true);
         }
         let queued = pipe::queued(&self.pipe).map_err(|error| self.failed(error))?;
@@ -147,16 +163,16 @@ impl Outflow {
     /// Empties one pipe of what is still to be sent into memory, for its descriptor; `false` if
     /// there is none.
     pub(crate) fn give_up_a_pipe(&mut self) -> io::Result<bool> {
-        if let Some(Piece::Pipe(_, bytes)) = self.pieces.front_mut() {
+        if let Some(Piece::Pipe(_, bytes)) = self.file.pieces.front_mut() {
             // What was sent is not there any more.
             *bytes = bytes.saturating_sub(self.sent as u64);
             self.sent = 0;
         }
-        store::give_up_a_pipe(self.pieces.iter_mut())
+        store::give_up_a_pipe(self.file.pieces.iter_mut())
     }
 
     fn failed(&self, error: io::Error) -> Error {
-        Error::Send(self.name.clone(), error)
+        Error::Send(self.file.name.clone(), error)
     }
 }
 
@@ -176,10 +192,12 @@ fn length(piece: &Piece) -> u64 {
 }
 
 /// Finds out how it will show whether CRIU reads the file, for a pipe of this capacity.
-fn reading(pieces: &Pieces, pipe: &Endpoint, capacity: usize) -> Reading {
+fn reading(file: &Handed, pipe: &Endpoint, capacity: usize) -> Reading {
+    let Handed { pieces, complete, .. } = file;
     let bytes: u64 = pieces.iter().map(length).sum();
     match pieces.front() {
         Some(Piece::Kept(file)) if is_read_when_opened(file) => Reading::Seen,
+        _ if !complete => Reading::Unseen,
         _ if bytes == 0 => Reading::Seen,
         _ if bytes <= capacity as u64 && pipe::shrink(pipe, SLOT) => Reading::InOneSlot,
         _ => Reading::Unseen,
@@ -192,14 +210,17 @@ fn send(
     sent: usize,
     most: usize,
     pipe: &Endpoint,
-    image: &Endpoint,
+    image: Option<&Endpoint>,
 ) -> io::Result<usize> {
     match piece {
         Piece::Pipe(store, _) => splice::splice_now(store, pipe, most),
         // The memory is not changed any more, only given back: its pages live on in the pipe.
         Piece::Region(region) => splice::vmsplice_now(pipe, window(region.bytes(), sent, most)),
         Piece::Kept(bytes) => pipe.write_now(window(bytes, sent, most)),
-        Piece::Range(offset, _) => splice::splice_file_now(image, offset + sent as u64, pipe, most),
+        Piece::Range(offset, _) => match image {
+            Some(image) => splice::splice_file_now(image, offset + sent as u64, pipe, most),
+            None => Ok(0),
+        },
     }
 }
 

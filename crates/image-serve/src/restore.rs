@@ -1,15 +1,16 @@
 //! The restore: CRIU asks for files, and all that it has open are filled at once.
 
+use crate::arrivals::{Arrival, Arrivals};
 use crate::error::Error;
 use crate::lazy::Lazy;
 use crate::outflow::{Outflow, Poured};
-use crate::store::{Found, Pieces, Store};
-use cli::{Child, Progress};
-use criu_protocol::{Connection, Event, INVENTORY, Listener, ProtocolError};
+use crate::store::{Found, Handed, Piece, Pieces, Store};
+use cli::{Child, Counters, Progress};
+use criu_protocol::{Connection, Event, INVENTORY, Listener, ProtocolError, is_memory};
 use pipe_io::Endpoint;
 use pipe_io::poll::{self, PollFd, PollFlags};
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::thread;
 use std::time::Duration;
 use wire_format::FileName;
@@ -18,7 +19,14 @@ use wire_format::FileName;
 pub(crate) struct Restore<'a> {
     pub(crate) store: Store,
     /// What the image is read from, where it stays there.
-    pub(crate) image: &'a Endpoint,
+    pub(crate) image: Option<&'a Endpoint>,
+    /// What is still to come of it.
+    pub(crate) arrivals: Option<Arrivals>,
+    pub(crate) counters: &'a Counters,
+    /// Pipes whose page slots are kept for those of CRIU that memory goes through.
+    pub(crate) ballast: Vec<OwnedFd>,
+    /// Whether CRIU gets no more memory before all of the image has come.
+    pub(crate) holds_memory: bool,
     pub(crate) listener: &'a Listener,
     /// How many connections are still to come.
     pub(crate) awaited: usize,
@@ -41,13 +49,14 @@ pub(crate) struct Client {
     number: usize,
     connection: Connection,
     /// The file whose pipe is due.
-    promised: Option<(FileName, Pieces)>,
+    promised: Option<Handed>,
     /// It will be hung up on.
     is_given_up: bool,
 }
 
 /// What there is to do.
 struct Ready {
+    arrivals: bool,
     connection: bool,
     /// One for each client.
     clients: Vec<bool>,
@@ -60,7 +69,7 @@ struct Ready {
 impl Ready {
     /// Whether there is nothing to do but to go on filling pipes.
     fn is_only_room(&self) -> bool {
-        !self.connection && !self.child && !self.clients.contains(&true)
+        !self.arrivals && !self.connection && !self.child && !self.clients.contains(&true)
     }
 }
 
@@ -74,6 +83,9 @@ impl Restore<'_> {
             }
             // The order keeps the indices of `ready` valid.
             self.pour(&ready.outflows)?;
+            if ready.arrivals {
+                self.take_arrivals()?;
+            }
             self.hear(&ready.clients);
             if ready.connection {
                 self.accept(child.as_ref())?;
@@ -84,6 +96,7 @@ impl Restore<'_> {
         }
         match self.failed {
             Some(error) => Err(error),
+            None if self.arrivals.is_some() => Err(Error::LeftEarly),
             None if !self.begun => Err(Error::NotRestored),
             None => Ok(()),
         }
@@ -107,12 +120,19 @@ impl Restore<'_> {
 
     fn wait(&self, child: Option<&Child>) -> Result<Ready, Error> {
         let mut fds = Vec::new();
-        let outflows = self.outflows.iter().map(|it| PollFd::new(it.as_fd(), PollFlags::POLLOUT));
+        let outflows = self.outflows.iter().map(|it| {
+            let has_something = it.wants_room() && !self.is_held(it);
+            let wanted = if has_something { PollFlags::POLLOUT } else { PollFlags::empty() };
+            PollFd::new(it.as_fd(), wanted)
+        });
         fds.extend(outflows);
         let clients = self.clients.iter();
         fds.extend(clients.map(|it| PollFd::new(it.connection.as_fd(), PollFlags::POLLIN)));
         if self.awaited > 0 {
             fds.push(PollFd::new(self.listener.as_fd(), PollFlags::POLLIN));
+        }
+        if let Some(arrivals) = &self.arrivals {
+            fds.push(PollFd::new(arrivals.as_fd(), PollFlags::POLLIN));
         }
         let others = child.iter().flat_map(|child| child.fds());
         fds.extend(others.map(|fd| PollFd::new(fd, PollFlags::POLLIN)));
@@ -123,6 +143,7 @@ impl Restore<'_> {
             outflows: ready.by_ref().take(self.outflows.len()).collect(),
             clients: ready.by_ref().take(self.clients.len()).collect(),
             connection: ready.by_ref().take(usize::from(self.awaited > 0)).any(|ready| ready),
+            arrivals: ready.by_ref().take(self.arrivals.iter().len()).any(|ready| ready),
             child: ready.any(|ready| ready),
         })
     }
@@ -160,18 +181,26 @@ impl Restore<'_> {
         let mut index = 0;
         let mut result = Ok(());
         let mut unread = Vec::new();
-        let image = self.image;
+        let (image, holds_memory) = (self.image, self.holds_memory);
+        let mut has_left_memory = false;
         self.outflows.retain_mut(|outflow| {
             let is_ready = ready.get(index).copied().unwrap_or(false);
             index += 1;
             if !is_ready || result.is_err() {
                 return true;
             }
-            match outflow.pour(image) {
+            let is_memory = is_memory(outflow.file.name.as_str());
+            let poured =
+                if holds_memory && is_memory { outflow.look() } else { outflow.pour(image) };
+            match poured {
                 Ok(Poured::Some) => true,
                 Ok(Poured::All) => false,
+                Ok(Poured::Left) => {
+                    has_left_memory |= is_memory;
+                    false
+                }
                 Ok(Poured::Unread) => {
-                    unread.push((outflow.client, outflow.name.clone()));
+                    unread.push((outflow.client, outflow.file.name.clone()));
                     false
                 }
                 Err(error) => {
@@ -180,15 +209,31 @@ impl Restore<'_> {
                 }
             }
         });
+        self.hold_memory_if(has_left_memory);
         for (number, name) in unread {
             let error = self.left_unread(name);
-            self.failed.get_or_insert(error);
-            self.outflows.retain(|outflow| outflow.client != number);
-            // `hear` still needs its place in the list.
-            let client = self.clients.iter_mut().find(|client| client.number == number);
-            client.into_iter().for_each(|client| client.is_given_up = true);
+            self.give_up(number, error);
         }
         result
+    }
+
+    /// Hangs up on a client, and sends it no more.
+    fn give_up(&mut self, number: usize, error: Error) {
+        self.failed.get_or_insert(error);
+        self.outflows.retain(|outflow| outflow.client != number);
+        // `hear` still needs its place in the list.
+        let client = self.clients.iter_mut().find(|client| client.number == number);
+        client.into_iter().for_each(|client| client.is_given_up = true);
+    }
+
+    /// Where CRIU does not read some memory to its end, the newest piece may be of that, and keep no
+    /// restore from finishing. Then all memory must.
+    fn hold_memory_if(&mut self, has_left_memory: bool) {
+        self.holds_memory |= has_left_memory && self.arrivals.is_some();
+    }
+
+    fn is_held(&self, outflow: &Outflow) -> bool {
+        self.holds_memory && is_memory(outflow.file.name.as_str())
     }
 
     /// CRIU has closed a file without having read it. Whoever waits for the restore is told at
@@ -226,16 +271,26 @@ impl Restore<'_> {
             match event {
                 Event::HangUp => return Ok(false),
                 Event::Pipe(pipe) => {
-                    let Some((name, pieces)) = client.promised.take() else { continue };
-                    let mut outflow = Outflow::new(client.number, name, pieces, pipe)?;
-                    match outflow.pour(self.image)? {
+                    let Some(file) = client.promised.take() else { continue };
+                    if is_memory(file.name.as_str()) {
+                        self.ballast.pop();
+                    }
+                    let mut outflow = Outflow::new(client.number, file, pipe)?;
+                    let poured = match self.is_held(&outflow) {
+                        true => outflow.look(),
+                        false => outflow.pour(self.image),
+                    };
+                    match poured? {
                         Poured::Some => {
                             self.outflows.push(outflow);
                             self.has_room = false;
                         }
                         // Most files are small, and gone with this.
                         Poured::All => {}
-                        Poured::Unread => return Err(self.left_unread(outflow.name)),
+                        Poured::Left => {
+                            self.hold_memory_if(is_memory(outflow.file.name.as_str()));
+                        }
+                        Poured::Unread => return Err(self.left_unread(outflow.file.name)),
                     }
                 }
                 Event::Request(name) => {
@@ -243,10 +298,7 @@ impl Restore<'_> {
                         lazy.check_request(name)?;
                     }
                     // A name that no file can have is one that does not exist.
-                    client.promised = name.ok().and_then(|name| {
-                        let pieces = self.hand_out(&name)?;
-                        Some((name, pieces))
-                    });
+                    client.promised = name.ok().and_then(|name| self.hand_out(&name));
                     client.connection.reply(client.promised.is_some())?;
                 }
             }
@@ -277,17 +329,94 @@ impl Restore<'_> {
         Ok(false)
     }
 
-    fn hand_out(&mut self, name: &FileName) -> Option<Pieces> {
+    fn hand_out(&mut self, name: &FileName) -> Option<Handed> {
         match self.store.hand_out(name) {
-            Found::File(pieces) => {
+            Found::File(file) => {
                 self.begun |= name.as_str() == INVENTORY;
-                Some(pieces)
+                Some(file)
             }
-            Found::None => None,
+            Found::None => {
+                if let Some(arrivals) = &mut self.arrivals {
+                    arrivals.denied.insert(name.clone());
+                }
+                None
+            }
             Found::Gone => {
                 self.failed.get_or_insert_with(|| Error::Gone(name.clone()));
                 None
             }
         }
     }
+
+    /// Takes what has come of the image, for those who read it and those who will.
+    fn take_arrivals(&mut self) -> Result<(), Error> {
+        let Some(mut arrivals) = self.arrivals.take() else { return Ok(()) };
+        arrivals.hear().map_err(Error::System)?;
+        let mut is_whole = false;
+        while let Some(arrival) = arrivals.next()? {
+            match arrival {
+                Arrival::Begins(name) if arrivals.denied.contains(&name) => {
+                    return Err(Error::Late(name));
+                }
+                Arrival::Begins(name) if !self.store.remove(&name) => {
+                    return Err(Error::Replaced(name));
+                }
+                Arrival::Begins(name) => self.store.begin(name, Pieces::new()),
+                Arrival::Piece(name, piece) => self.deliver(&name, piece),
+                Arrival::Ends(name) => self.complete(&name),
+                Arrival::Failed(error) => return Err(error),
+                Arrival::Whole => {
+                    is_whole = true;
+                    self.holds_memory = false;
+                    self.progress.finished(self.counters);
+                }
+            }
+        }
+        if !is_whole {
+            self.arrivals = Some(arrivals);
+        }
+        Ok(())
+    }
+
+    /// Gives a piece to all who read its file: once, if it can be read only once.
+    fn deliver(&mut self, name: &FileName, piece: Piece) {
+        let mut readers: Vec<_> = readers(&mut self.outflows, &mut self.clients, name).collect();
+        let is_read = !readers.is_empty();
+        let mut left_out = Vec::new();
+        for (number, file) in readers.iter_mut().skip(1) {
+            match piece.again() {
+                Some(again) => file.pieces.push_back(again),
+                None => left_out.push(*number),
+            }
+        }
+        let rest = match (readers.first_mut(), piece.again()) {
+            (None, _) => Some(piece),
+            (Some((_, file)), again) => {
+                file.pieces.push_back(piece);
+                again
+            }
+        };
+        self.store.push(name, rest, is_read);
+        for number in left_out {
+            self.give_up(number, Error::Gone(name.clone()));
+        }
+    }
+
+    fn complete(&mut self, name: &FileName) {
+        self.store.complete(name);
+        readers(&mut self.outflows, &mut self.clients, name)
+            .for_each(|(_, file)| file.complete = true);
+    }
+}
+
+/// Those who read a file that is not complete, by the numbers of their clients.
+fn readers<'a>(
+    outflows: &'a mut [Outflow],
+    clients: &'a mut [Client],
+    name: &'a FileName,
+) -> impl Iterator<Item = (usize, &'a mut Handed)> {
+    let sent = outflows.iter_mut().map(|outflow| (outflow.client, &mut outflow.file));
+    let promised =
+        clients.iter_mut().filter_map(|client| Some((client.number, client.promised.as_mut()?)));
+    sent.chain(promised).filter(move |(_, file)| file.name == *name && !file.complete)
 }

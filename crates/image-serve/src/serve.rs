@@ -1,8 +1,9 @@
 //! From the stream to the restored process.
 
+use crate::arrivals::Arrivals;
 use crate::error::Error;
 use crate::lazy::{Demand, Lazy};
-use crate::load::{self, Loaded};
+use crate::load::{self, Begun, Loaded};
 use crate::remap::{FILES, PortMove, RemapError, remap};
 use crate::restore::Restore;
 use crate::store::Pipes;
@@ -52,25 +53,42 @@ pub(crate) fn run(args: Args) -> Result<(), Failure<Error>> {
         let moves = args.tcp_listen_remap;
         let keep = (!moves.is_empty()).then_some(FILES);
         let pipes = Pipes::new(args.store);
-        let Loaded { mut store, input } = load::load(input, external, pipes, keep, &counters)?;
+        let loaded = load::load(input, external, pipes, keep, &counters)?;
+        let (mut store, input, rest, ballast) = match loaded {
+            Loaded::Whole(store, input) => (store, Some(input), None, Vec::new()),
+            Loaded::Begun(begun) => {
+                let Begun { store, newest, ballast, load } = *begun;
+                (store, None, Some((load, newest)), ballast)
+            }
+        };
         if !moves.is_empty() {
             let moved = store.change(FILES, |files| remap(files, &moves));
             moved.unwrap_or(Err(RemapError::NoFiles)).map_err(Error::Remap)?;
         }
-        let late = match (&lazy, &demand) {
-            (Some(lazy), Some(demand)) => {
+        let late = match (&lazy, &demand, &input) {
+            (Some(lazy), Some(demand), Some(input)) => {
                 Some(lazy.leave_out(&mut store, input.endpoint(), demand)?)
             }
             _ => None,
         };
-        program.note(store.census());
-        progress.finished(&counters);
+        if rest.is_none() {
+            program.note(store.census());
+            progress.finished(&counters);
+        }
         progress.socket_init();
         child = Child::start(NAME, &args.command.command)?;
         program.confine();
+        let arrivals = match rest {
+            Some((load, newest)) => Some(Arrivals::of(load, newest).map_err(Error::System)?),
+            None => None,
+        };
         let restore = Restore {
             store,
-            image: input.endpoint(),
+            image: input.as_ref().map(|input| input.endpoint()),
+            arrivals,
+            counters: &counters,
+            ballast,
+            holds_memory: false,
             listener: &listener,
             awaited: args.clients.get(),
             clients: Vec::new(),

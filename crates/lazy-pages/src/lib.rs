@@ -9,7 +9,7 @@
 //!   memory;
 //! - [`Keeper`] is a process that kills them, if we die, before they can read zeros.
 //!
-//! image-serve(1) says what the user sees; DESIGN.md section 10 has CRIU's side.
+//! image-serve(1) says what the user sees; docs/design.md section 10 has CRIU's side.
 //!
 //! ```
 //! // A pagemap with two pages, of which the second may come late.

@@ -2,7 +2,7 @@
 
 use crate::layout::{Claim, Layout};
 use crate::{Error, Pages};
-use pipe_io::pipe::PAGE;
+use pipe_io::pipe::page;
 use pipe_io::userfault::{Message, Obstacle, Stopped, UserFault};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -161,10 +161,10 @@ impl Space {
         let found = self.layout().find(address);
         let Some(range) = found else { return self.answer_with_zeros(address) };
         let length = range.length.min(AROUND);
-        let mut buffer = vec![0; usize::try_from(length).unwrap_or(PAGE)];
+        let mut buffer = vec![0; usize::try_from(length).unwrap_or(page())];
         pages.read(range.file, range.offset, &mut buffer)?;
-        let (page, behind) = buffer.split_at_checked(PAGE).ok_or(Error::Changed)?;
-        match self.memory.copy(address, page) {
+        let (first, behind) = buffer.split_at_checked(page()).ok_or(Error::Changed)?;
+        match self.memory.copy(address, first) {
             Ok(()) => {}
             Err(Stopped { obstacle: Obstacle::Changing, .. }) => return Ok(Answer::Later),
             Err(Stopped { obstacle: Obstacle::Gone, .. }) => {
@@ -181,19 +181,19 @@ impl Space {
             }
         }
         // What cannot be brought now will be.
-        let more = match self.memory.copy(address + PAGE as u64, behind) {
+        let more = match self.memory.copy(address + page() as u64, behind) {
             Ok(()) => behind.len() as u64,
             Err(stopped) => stopped.done,
         };
-        self.layout().forget(address, PAGE as u64 + more);
+        self.layout().forget(address, page() as u64 + more);
         self.settled.store(true, Ordering::Relaxed);
-        pages.brought(PAGE as u64 + more);
+        pages.brought(page() as u64 + more);
         Ok(Answer::Given)
     }
 
     /// The image has nothing for this page.
     fn answer_with_zeros(&self, address: u64) -> Result<Answer, Error> {
-        match self.memory.zero(address, PAGE as u64) {
+        match self.memory.zero(address, page() as u64) {
             Ok(()) => {}
             Err(Stopped { obstacle: Obstacle::Changing, .. }) => return Ok(Answer::Later),
             Err(Stopped { obstacle: Obstacle::Gone, .. }) => {
@@ -260,12 +260,12 @@ impl Space {
             let (now, _) = rest.split_at(limit.min(rest.len()));
             let (copied, passed, obstacle) = match self.memory.copy(address, now) {
                 Ok(()) => (now.len(), 0, None),
-                Err(Stopped { done, obstacle }) => (done as usize, PAGE, Some(obstacle)),
+                Err(Stopped { done, obstacle }) => (done as usize, page(), Some(obstacle)),
             };
             let passed = match obstacle {
                 None => 0,
                 Some(Obstacle::Present) => passed,
-                Some(Obstacle::Unmapped) if now.len() > PAGE => 0,
+                Some(Obstacle::Unmapped) if now.len() > page() => 0,
                 Some(Obstacle::Unmapped) if doubtful => passed,
                 Some(Obstacle::Unmapped) => return Err(Error::NotThere(address)),
                 Some(Obstacle::Changing) => 0,
@@ -276,7 +276,7 @@ impl Space {
                 Some(Obstacle::System(error)) => return Err(Error::Bring(error)),
             };
             limit = match obstacle {
-                Some(Obstacle::Unmapped) if now.len() > PAGE => PAGE,
+                Some(Obstacle::Unmapped) if now.len() > page() => page(),
                 _ => usize::MAX,
             };
             let step = (copied + passed).min(rest.len());

@@ -1,4 +1,4 @@
-//! What a stream comes from or goes to.
+//! The ends of a stream: pipes, files and sockets.
 
 use crate::inherit::{self, Direction, Refusal};
 use crate::{pipe, poll};
@@ -82,6 +82,29 @@ impl Endpoint {
         }
     }
 
+    /// Goes to a place of a regular file, from where it is read or written next.
+    pub fn seek(&self, offset: u64) -> io::Result<()> {
+        let offset = i64::try_from(offset).map_err(io::Error::other)?;
+        lseek(&self.fd, offset, Whence::SeekSet)?;
+        Ok(())
+    }
+
+    /// Reads from a place of a regular file, wherever it is read next.
+    pub fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+        let offset = i64::try_from(offset).map_err(io::Error::other)?;
+        loop {
+            match nix::sys::uio::pread(&self.fd, buffer, offset) {
+                Err(Errno::EINTR) => {}
+                result => return result.map_err(io::Error::from),
+            }
+        }
+    }
+
+    /// Another descriptor of the same open file.
+    pub fn try_clone(&self) -> io::Result<Endpoint> {
+        Ok(Endpoint { fd: self.fd.try_clone()?, kind: self.kind })
+    }
+
     /// Makes reading and writing fail rather than wait. Only for a descriptor that no other
     /// program has: it would be non-blocking there too.
     pub fn set_nonblocking(&self) -> io::Result<()> {
@@ -148,6 +171,12 @@ fn kind(fd: &OwnedFd) -> Result<Kind, Refusal> {
         SFlag::S_IFCHR if fd.is_terminal() => Err(Refusal::Terminal),
         SFlag::S_IFCHR => Ok(Kind::Device),
         _ => Err(Refusal::NoStream),
+    }
+}
+
+impl From<Endpoint> for OwnedFd {
+    fn from(endpoint: Endpoint) -> OwnedFd {
+        endpoint.fd
     }
 }
 

@@ -1,6 +1,6 @@
-//! Taking in what a writer copies into a pipe.
+//! Reading from a pipe whose writer copies into it.
 
-use crate::pipe::{self, PAGE, Pipe};
+use crate::pipe::{self, Pipe, page};
 use crate::{Endpoint, Kind, poll, splice};
 use std::io::{self, Read};
 use std::thread;
@@ -101,7 +101,7 @@ impl Stage {
         loop {
             poll::wait_readable(source)?;
             // A writer of single bytes may wait for us; one that had filled the pipe is waiting.
-            if (PAGE..self.capacity / 2).contains(&self.last) {
+            if (page()..self.capacity / 2).contains(&self.last) {
                 thread::sleep(pipe::rest(self.capacity));
             }
             match splice::splice_now(source, &self.write, self.capacity) {

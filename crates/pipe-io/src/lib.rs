@@ -16,9 +16,25 @@
 //! - [`socket`]: receiving descriptors from a peer;
 //! - [`inherit`]: the descriptors and signal dispositions that a program is started with.
 //!
-//! All `unsafe` code of the project is in this crate. DESIGN.md section 6 has the measurements
+//! All `unsafe` code of the project is in this crate. docs/design.md section 6 has the measurements
 //! that decided how it works.
+//!
+//! ```
+//! use pipe_io::pipe::Pipe;
+//! use pipe_io::splice::splice_now;
+//! use pipe_io::{Endpoint, pipe};
+//! use std::io::Write;
+//!
+//! let end = |fd| Endpoint::new(fd).unwrap();
+//! let (from, to) = (Pipe::new()?, Pipe::new()?);
+//! end(from.write).write_all(b"a page")?;
+//! let (read, write) = (end(from.read), end(to.write));
+//! assert_eq!(splice_now(&read, &write, 4096)?, 6);
+//! assert_eq!(pipe::queued(&to.read)?, 6);
+//! # Ok::<(), std::io::Error>(())
+//! ```
 
+mod amount;
 mod endpoint;
 pub mod inherit;
 mod intake;
@@ -30,12 +46,14 @@ mod random;
 mod reason;
 mod region;
 mod relay;
+mod rest;
 pub mod shared;
 pub mod socket;
 pub mod splice;
 mod taken;
 pub mod userfault;
 
+pub use amount::{Bytes, Rate};
 pub use endpoint::{Endpoint, FileId, Kind, Patient};
 pub use intake::Intake;
 pub use mover::{MoveError, Mover};
@@ -43,4 +61,5 @@ pub use random::random;
 pub use reason::reason;
 pub use region::Region;
 pub use relay::relay;
+pub use rest::Rest;
 pub use taken::Pace;

@@ -1,4 +1,4 @@
-//! What the system says of an error.
+//! The text of a system error.
 
 use nix::errno::Errno;
 use std::io;

@@ -1,6 +1,6 @@
 //! Memory outside the heap, in pieces large enough for huge pages.
 
-use crate::pipe::PAGE;
+use crate::pipe::page;
 use nix::errno::Errno;
 use nix::sys::mman::{MapFlags, MmapAdvise, ProtFlags, madvise, mmap_anonymous, munmap};
 use std::ffi::c_void;
@@ -26,7 +26,7 @@ pub struct Region {
 unsafe impl Send for Region {}
 
 impl Region {
-    /// Memory for `capacity` bytes, in pages of 4 KiB, also where the system gives huge ones to
+    /// Memory for `capacity` bytes, in the kernel's usual pages, also where the system gives huge ones to
     /// those who have not asked: the first byte would take 2 MiB.
     pub fn small_pages(capacity: usize) -> io::Result<Region> {
         let capacity = capacity.max(1);
@@ -77,7 +77,7 @@ impl Region {
     /// space; filled, it saves a mapping, of which a program may have some 65,000
     /// (`vm.max_map_count`).
     pub fn split_off_unfilled(&mut self) -> Option<Region> {
-        let kept = self.filled.next_multiple_of(PAGE);
+        let kept = self.filled.next_multiple_of(page());
         if kept >= self.capacity {
             return None;
         }
@@ -166,7 +166,7 @@ mod tests {
                 region.unfilled()[..filled].fill(7);
                 region.fill(filled);
                 drop(region.split_off_unfilled());
-                assert_eq!(region.capacity(), filled.next_multiple_of(PAGE));
+                assert_eq!(region.capacity(), filled.next_multiple_of(page()));
                 assert!(region.bytes() == vec![7; filled]);
             }
         }

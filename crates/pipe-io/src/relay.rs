@@ -1,4 +1,4 @@
-//! Writing through a pipe to what cannot be written without waiting.
+//! Writing, through a pipe, to an endpoint whose writes can block.
 
 use crate::pipe::Pipe;
 use crate::{Endpoint, MoveError, Mover};

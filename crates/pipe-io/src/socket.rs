@@ -1,11 +1,12 @@
-//! Sockets: what is still on its way, and the descriptors that a peer passes.
+//! Sockets: what is still on its way, and descriptors that are passed.
 
 use nix::cmsg_space;
 use nix::errno::Errno;
 use nix::sys::socket::{
-    ControlMessageOwned, MsgFlags, UnixCredentials, recvmsg, setsockopt, sockopt,
+    ControlMessage, ControlMessageOwned, MsgFlags, UnixCredentials, recvmsg, sendmsg, setsockopt,
+    sockopt,
 };
-use std::io::{self, IoSliceMut};
+use std::io::{self, IoSlice, IoSliceMut};
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
 
 /// What one call received.
@@ -24,6 +25,20 @@ pub struct Received {
 /// are accepted later from a socket that listens do as this one.
 pub fn ask_for_senders(socket: impl AsFd) -> io::Result<()> {
     Ok(setsockopt(&socket, sockopt::PassCred, &true)?)
+}
+
+/// Sends a few bytes, and a descriptor with them.
+pub fn send(socket: impl AsFd, bytes: &[u8], fd: impl AsFd) -> io::Result<usize> {
+    let fds = [fd.as_fd().as_raw_fd()];
+    let rights = [ControlMessage::ScmRights(&fds)];
+    let slices = [IoSlice::new(bytes)];
+    loop {
+        let socket = socket.as_fd().as_raw_fd();
+        match sendmsg::<()>(socket, &slices, &rights, MsgFlags::MSG_NOSIGNAL, None) {
+            Err(Errno::EINTR) => {}
+            result => return result.map_err(io::Error::from),
+        }
+    }
 }
 
 /// Receives what is there, up to the end of the buffer, without waiting.

@@ -7,7 +7,7 @@
 //! While the last descriptor is open a missing page is waited for. When it is closed the kernel
 //! fills what is missing with zeros.
 
-use crate::pipe::PAGE;
+use crate::pipe::page;
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::sys::mman::{MapFlags, ProtFlags, mmap_anonymous};
@@ -216,7 +216,7 @@ impl UserFault {
     /// Wakes who waits for this page, to look again.
     pub fn wake(&self, start: u64) {
         nix::ioctl_read!(uffdio_wake, API, 0x02, Span);
-        let mut span = Span { start, length: PAGE as u64 };
+        let mut span = Span { start, length: page() as u64 };
         // SAFETY: reads the structure, and changes no memory.
         let _ = unsafe { uffdio_wake(self.0.as_raw_fd(), &mut span) };
     }
@@ -225,7 +225,7 @@ impl UserFault {
     /// brought.
     pub fn probe(&self, address: u64) -> Option<Obstacle> {
         // The kernel looks at all else before it sees that there is nothing to be read.
-        let (from, length) = (unreadable(), PAGE as u64);
+        let (from, length) = (unreadable(), page() as u64);
         let mut step = Copy { to: address, from, length, mode: 0, done: 0 };
         let result = copy(&self.0, &mut step);
         match stopped(result, step.done, length).map_err(|stopped| stopped.obstacle) {
@@ -292,7 +292,7 @@ fn understand(bytes: &[u8; MESSAGE]) -> Option<Message> {
     let number = |at: usize| bytes.get(at..)?.first_chunk().map(|word| u64::from_ne_bytes(*word));
     let (first, second, third) = (number(8)?, number(16)?, number(24)?);
     match bytes.first()? {
-        0x12 => Some(Message::Fault(second & !(PAGE as u64 - 1))),
+        0x12 => Some(Message::Fault(second & !(page() as u64 - 1))),
         0x13 => {
             let number = RawFd::from_ne_bytes(*bytes.get(8..)?.first_chunk()?);
             // SAFETY: the kernel has just made this descriptor for us, and nobody else knows of it.

@@ -1,4 +1,4 @@
-//! Whether the shards belong together, by what each says of itself in its first marker.
+//! Checks that the shards belong together, by the first marker of each.
 
 use cli::Place;
 use std::collections::HashMap;
@@ -18,6 +18,10 @@ pub(crate) struct Claim {
 pub enum ClaimError {
     /// The first belongs to another image than most of the shards, or than the second.
     OtherImage(Place, Option<Place>),
+    /// The first comes from another split of the image than most of the shards, or than the second.
+    OtherSplit(Place, Option<Place>),
+    /// Both say that they are the metadata shard.
+    TwoMetadata(Place, Place),
     /// It says nothing of itself, and the others do.
     Silent(Place),
     /// It is one of so many shards, and most of the shards, or the last, of so many others.
@@ -44,6 +48,8 @@ pub(crate) struct Set {
     pub(crate) count: Option<u32>,
     /// The shards that nobody claims to be. They may have received nothing, and be empty.
     pub(crate) unclaimed: Vec<u32>,
+    /// The place among the shards of the one that holds the metadata.
+    pub(crate) metadata: Option<usize>,
 }
 
 /// Sees whether the shards are the whole set. A shard without a claim is empty.
@@ -60,9 +66,11 @@ pub(crate) fn check(shards: &[(Place, Option<Claim>)]) -> Result<Set, ClaimError
     }
     let seats: Vec<_> =
         claims.iter().filter_map(|(place, claim)| Some((*place, claim.shard?))).collect();
+    one_split(&seats)?;
     let count = one_count(&seats)?;
     no_shard_twice(&seats)?;
-    complete(&seats, shards.len(), count)
+    let metadata = metadata(shards)?;
+    Ok(Set { metadata, ..complete(&seats, shards.len(), count)? })
 }
 
 fn one_image(claims: &[(&Place, Claim)]) -> Result<(), ClaimError> {
@@ -71,6 +79,28 @@ fn one_image(claims: &[(&Place, Claim)]) -> Result<(), ClaimError> {
     match odd_one(&ids) {
         Some(odd) => Err(ClaimError::OtherImage(odd.place.clone(), odd.unlike)),
         None => Ok(()),
+    }
+}
+
+/// Two splits of one stream have cut it in different places. Shards of versions that did not say
+/// which split they are of are taken to be of one.
+fn one_split(seats: &[(&Place, Shard)]) -> Result<(), ClaimError> {
+    let ids: Vec<_> = seats.iter().map(|(place, shard)| (*place, shard.split_id)).collect();
+    match odd_one(&ids) {
+        Some(odd) => Err(ClaimError::OtherSplit(odd.place.clone(), odd.unlike)),
+        None => Ok(()),
+    }
+}
+
+fn metadata(shards: &[(Place, Option<Claim>)]) -> Result<Option<usize>, ClaimError> {
+    let is_metadata =
+        |claim: &Option<Claim>| claim.and_then(|it| it.shard).is_some_and(|it| it.metadata);
+    let mut found = shards.iter().enumerate().filter(|(_, (_, claim))| is_metadata(claim));
+    match (found.next(), found.next()) {
+        (Some((_, (first, _))), Some((_, (second, _)))) => {
+            Err(ClaimError::TwoMetadata(first.clone(), second.clone()))
+        }
+        (found, _) => Ok(found.map(|(index, _)| index)),
     }
 }
 
@@ -104,7 +134,7 @@ fn complete(seats: &[(&Place, Shard)], given: usize, count: u32) -> Result<Set, 
     let unclaimed: Vec<_> =
         (0..count).filter(|index| !is_claimed(index)).take(given.max(LISTED)).collect();
     match given == count as usize {
-        true => Ok(Set { count: Some(count), unclaimed }),
+        true => Ok(Set { count: Some(count), unclaimed, metadata: None }),
         false => Err(ClaimError::Missing(unclaimed, count)),
     }
 }
@@ -143,6 +173,15 @@ impl fmt::Display for ClaimError {
             ClaimError::OtherImage(place, Some(first)) => {
                 write!(f, "{place}: belongs to another image than {first}")
             }
+            ClaimError::OtherSplit(place, None) => {
+                write!(f, "{place}: belongs to another split of the image than the other shards")
+            }
+            ClaimError::OtherSplit(place, Some(first)) => {
+                write!(f, "{place}: belongs to another split of the image than {first}")
+            }
+            ClaimError::TwoMetadata(first, second) => {
+                write!(f, "{second}: is the metadata shard, and so is {first}")
+            }
             ClaimError::Silent(place) => {
                 write!(f, "{place}: does not say what image it belongs to, as the others do")
             }
@@ -176,6 +215,7 @@ fn missing_shards(f: &mut fmt::Formatter<'_>, missing: &[u32], count: u32) -> fm
 #[cfg(test)]
 mod tests {
     use super::*;
+    use wire_format::SplitId;
 
     /// Shards as `(image, index, count)`; an image of 0 says nothing, a count of 0 is an empty
     /// shard.
@@ -185,7 +225,7 @@ mod tests {
             .map(|(index, (image, shard, count))| {
                 let claim = Claim {
                     image_id: (*image > 0).then_some(ImageId([*image; 16])),
-                    shard: (*image > 0).then_some(Shard { index: *shard, count: *count }),
+                    shard: (*image > 0).then(|| Shard::new(*shard, *count)),
                 };
                 (Place::Shard { index, fd: 10 + index as i32 }, (*count > 0).then_some(claim))
             })
@@ -195,9 +235,9 @@ mod tests {
 
     #[test]
     fn a_whole_set_is_accepted_in_any_order() {
-        let set = Set { count: Some(3), unclaimed: vec![] };
+        let set = Set { count: Some(3), unclaimed: vec![], metadata: None };
         assert_eq!(checked(&[(1, 2, 3), (1, 0, 3), (1, 1, 3)]), Ok(set));
-        let set = Set { count: Some(3), unclaimed: vec![0, 2] };
+        let set = Set { count: Some(3), unclaimed: vec![0, 2], metadata: None };
         assert_eq!(checked(&[(0, 0, 0), (1, 1, 3), (0, 0, 0)]), Ok(set));
         assert_eq!(checked(&[(0, 0, 1), (0, 0, 0), (0, 0, 1)]), Ok(Set::default()));
         assert_eq!(checked(&[]), Ok(Set::default()));
@@ -240,6 +280,44 @@ mod tests {
         ];
         for (shards, expected) in cases {
             assert_eq!(checked(shards), Err(expected.to_owned()), "{shards:?}");
+        }
+    }
+
+    /// The same with shards of this image whose split (0 says nothing) and kind are given.
+    fn checked_splits(shards: &[(u8, bool)]) -> Result<Option<usize>, String> {
+        let count = shards.len() as u32;
+        let shards: Vec<_> = (0..)
+            .zip(shards)
+            .map(|(index, (split, metadata))| {
+                let split_id = (*split > 0).then_some(SplitId([*split; 16]));
+                let shard = Shard { index, count, split_id, metadata: *metadata };
+                let claim = Claim { image_id: Some(ImageId([1; 16])), shard: Some(shard) };
+                let place = Place::Shard { index: index as usize, fd: 10 + index as i32 };
+                (place, Some(claim))
+            })
+            .collect();
+        check(&shards).map(|set| set.metadata).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn two_splits_of_an_image_are_told_apart() {
+        assert_eq!(checked_splits(&[(0, false), (0, false)]), Ok(None));
+        assert_eq!(checked_splits(&[(1, false), (1, true)]), Ok(Some(1)));
+        for (shards, expected) in [
+            (
+                vec![(1, false), (2, false), (1, false)],
+                "shard 1 (fd 11): belongs to another split of the image than the other shards",
+            ),
+            (
+                vec![(1, false), (0, false)],
+                "shard 1 (fd 11): belongs to another split of the image than shard 0 (fd 10)",
+            ),
+            (
+                vec![(1, true), (1, true)],
+                "shard 1 (fd 11): is the metadata shard, and so is shard 0 (fd 10)",
+            ),
+        ] {
+            assert_eq!(checked_splits(&shards), Err(expected.to_owned()));
         }
     }
 }

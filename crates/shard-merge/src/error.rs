@@ -4,7 +4,7 @@ use crate::claims::ClaimError;
 use cli::{CommandError, OutputError, Place, reason};
 use std::fmt;
 use std::io;
-use wire_format::{GrammarError, ReadError};
+use wire_format::{FileName, GrammarError, ReadError};
 
 /// Why the shards cannot be put together.
 #[derive(Debug)]
@@ -15,6 +15,8 @@ pub enum Error {
     Grammar(Place, u64, GrammarError),
     /// All shards have ended, and none held this marker.
     Missing(u64),
+    /// A file of which this shard has content, and the metadata shard, or the others, too.
+    OtherSide(Place, FileName),
     /// The shards do not belong together.
     Claim(ClaimError),
     /// A command has not done its part.
@@ -42,6 +44,9 @@ impl fmt::Display for Error {
             }
             Error::Missing(seq) => {
                 write!(f, "marker {seq} is in none of the shards: one is missing or truncated")
+            }
+            Error::OtherSide(place, name) => {
+                write!(f, "{place}: the file {name} is both metadata and not")
             }
             Error::Claim(error) => error.fmt(f),
             Error::Command(error) => error.fmt(f),

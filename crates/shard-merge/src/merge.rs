@@ -14,15 +14,15 @@ use wire_format::{Body, Grammar, GrammarError, ImageId, ReadError};
 #[derive(Debug)]
 pub struct Merge {
     program: Program,
-    shards: Vec<Shard>,
+    pub(crate) shards: Vec<Shard>,
     /// What the shards have said of themselves, once all have.
     set: Option<Set>,
     /// The image, and the first shard that said so.
     image: Option<(ImageId, Place)>,
     grammar: Grammar,
-    output: StreamOutput,
+    pub(crate) output: StreamOutput,
     /// How long the marker that is due has not come.
-    waited: Duration,
+    pub(crate) waited: Duration,
 }
 
 impl Merge {
@@ -50,6 +50,9 @@ impl Merge {
     /// Writes all of the image but its end. All shards have ended then.
     pub fn run(&mut self) -> Result<(), Error> {
         self.await_claims()?;
+        if let Some(metadata) = self.set.as_ref().and_then(|set| set.metadata) {
+            return self.run_metadata_first(metadata);
+        }
         loop {
             let Some(index) = self.next_shard()? else { continue };
             if self.forward(index)? == Body::ImageEof {
@@ -123,31 +126,50 @@ impl Merge {
     /// Reads the markers that are there.
     fn look(&mut self) -> Result<(), Error> {
         let due = self.grammar.next_seq();
-        for shard in &mut self.shards {
-            let Some(marker) = shard.look()? else { continue };
-            let (seq, image_id) = (marker.seq, marker.image_id);
-            refuse_repeat(shard, seq, due)?;
-            let Some(image_id) = image_id else { continue };
-            match &self.image {
-                None => self.image = Some((image_id, shard.place.clone())),
-                // While not all have begun, the majority may yet tell which is the odd one.
-                Some((known, first)) if *known != image_id && self.set.is_some() => {
-                    let error = ClaimError::OtherImage(shard.place.clone(), Some(first.clone()));
-                    return Err(error.into());
-                }
-                Some(_) => {}
+        for index in 0..self.shards.len() {
+            let Some(seq) = self.look_at(index)? else { continue };
+            if let Some(shard) = self.shards.get(index) {
+                refuse_repeat(shard, seq, due)?;
             }
         }
         Ok(())
     }
 
+    /// The same where they need not come in the order of their numbers.
+    pub(crate) fn look_at_all(&mut self) -> Result<(), Error> {
+        (0..self.shards.len()).try_for_each(|index| self.look_at(index).map(drop))
+    }
+
+    /// Reads the next marker of a shard if it is there, and was not yet read: its number.
+    pub(crate) fn look_at(&mut self, index: usize) -> Result<Option<u64>, Error> {
+        let Some(shard) = self.shards.get_mut(index) else { return Ok(None) };
+        let Some(marker) = shard.look()? else { return Ok(None) };
+        let (seq, image_id) = (marker.seq, marker.image_id);
+        let Some(image_id) = image_id else { return Ok(Some(seq)) };
+        match &self.image {
+            None => self.image = Some((image_id, shard.place.clone())),
+            // While not all have begun, the majority may yet tell which is the odd one.
+            Some((known, first)) if *known != image_id && self.set.is_some() => {
+                let error = ClaimError::OtherImage(shard.place.clone(), Some(first.clone()));
+                return Err(error.into());
+            }
+            Some(_) => {}
+        }
+        Ok(Some(seq))
+    }
+
+    /// Whether a shard has not yet its next marker, nor its end.
+    pub(crate) fn is_any_awaited(&self) -> bool {
+        self.shards.iter().any(Shard::is_awaited)
+    }
+
     /// Where no shard can have the marker that is due, there is a gap.
-    fn refuse_gap(&self, due: u64) -> Result<(), Error> {
-        if self.shards.iter().any(Shard::is_awaited) {
+    pub(crate) fn refuse_gap(&self, due: u64) -> Result<(), Error> {
+        if self.is_any_awaited() {
             return Ok(());
         }
         // An empty shard may be one that received nothing; now it is seen that it had something.
-        if let Some(Set { count: Some(count), unclaimed }) = &self.set {
+        if let Some(Set { count: Some(count), unclaimed, .. }) = &self.set {
             if !unclaimed.is_empty() {
                 return Err(ClaimError::Missing(unclaimed.clone(), *count).into());
             }
@@ -171,7 +193,7 @@ impl Merge {
 
     /// Waits until a shard has something new, or the reader of the stream has gone. Returns how
     /// long that took.
-    fn wait(&self) -> Result<Duration, Error> {
+    pub(crate) fn wait(&self) -> Result<Duration, Error> {
         let start = Instant::now();
         let mut fds = vec![PollFd::new(self.output.endpoint().as_fd(), PollFlags::empty())];
         let awaited = self.shards.iter().filter(|shard| shard.is_awaited());
@@ -196,10 +218,13 @@ impl Merge {
         if let Some(image_id) = marker.image_id {
             self.output.identify(image_id);
         }
+        if let Some(parent_id) = marker.parent_id {
+            self.output.descend_from(parent_id);
+        }
         if marker.body == Body::ImageEof {
             return Ok(Body::ImageEof);
         }
-        self.output.marker(marker.body.clone())?;
+        self.output.put(marker.body.clone(), marker.all_named)?;
         if let Body::FileData(length) = marker.body {
             move_payload(&mut self.output, shard, length)?;
         }
@@ -207,7 +232,7 @@ impl Merge {
     }
 
     /// After the end of the image, all shards must end.
-    fn expect_ends(&mut self) -> Result<(), Error> {
+    pub(crate) fn expect_ends(&mut self) -> Result<(), Error> {
         self.output.flush()?;
         loop {
             for shard in &mut self.shards {
@@ -217,7 +242,7 @@ impl Merge {
                 }
             }
             self.check_claims()?;
-            if !self.shards.iter().any(Shard::is_awaited) {
+            if !self.is_any_awaited() {
                 return Ok(());
             }
             self.wait()?;
@@ -244,7 +269,11 @@ fn refuse_repeat(shard: &Shard, seq: u64, due: u64) -> Result<(), Error> {
 }
 
 /// Moves the payload that follows a marker, and notes how long the shard kept us waiting for it.
-fn move_payload(output: &mut StreamOutput, shard: &mut Shard, length: u32) -> Result<(), Error> {
+pub(crate) fn move_payload(
+    output: &mut StreamOutput,
+    shard: &mut Shard,
+    length: u32,
+) -> Result<(), Error> {
     let mut left = length;
     while left > 0 {
         let moved =

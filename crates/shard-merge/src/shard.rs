@@ -3,7 +3,7 @@
 use crate::claims::Claim;
 use crate::error::Error;
 use cli::{Counters, Place};
-use pipe_io::{Endpoint, Kind, poll};
+use pipe_io::{Endpoint, Kind, pipe, poll};
 use std::io::{self, ErrorKind, Read};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
@@ -23,6 +23,8 @@ pub(crate) struct Shard {
     claim: Option<Claim>,
     /// Where the next marker begins, in bytes from the start of the shard.
     head_position: u64,
+    /// Bytes of payload that come before the next marker, where they are taken as they come.
+    payload_left: u32,
     ended: bool,
 }
 
@@ -62,6 +64,7 @@ impl Shard {
             head: None,
             claim: None,
             head_position: 0,
+            payload_left: 0,
             ended: false,
         }
     }
@@ -69,7 +72,7 @@ impl Shard {
     /// Reads the next marker, if it is there and was not read yet. Returns the marker when it
     /// was read now.
     pub(crate) fn look(&mut self) -> Result<Option<&Marker>, Error> {
-        if !self.is_awaited() {
+        if !self.is_awaited() || self.payload_left > 0 {
             return Ok(None);
         }
         match self.reader.next_marker() {
@@ -109,6 +112,11 @@ impl Shard {
         self.counters.blocked(self.index, time);
     }
 
+    /// Its next marker, once it is there.
+    pub(crate) fn head(&self) -> Option<&Marker> {
+        self.head.as_ref()
+    }
+
     /// The number of its next marker, once it is there.
     pub(crate) fn head_seq(&self) -> Option<u64> {
         self.head.as_ref().map(|marker| marker.seq)
@@ -130,6 +138,36 @@ impl Shard {
         self.reader.advance(bytes);
         self.head_position = self.reader.position();
         self.counters.add(self.index, bytes);
+        self.payload_left = self.payload_left.saturating_sub(bytes as u32);
+    }
+
+    /// Notes that so many bytes of payload follow, which are taken as they come.
+    pub(crate) fn expect_payload(&mut self, bytes: u32) {
+        self.payload_left = bytes;
+    }
+
+    /// How many bytes of payload are to come before the next marker.
+    pub(crate) fn payload_left(&self) -> u32 {
+        self.payload_left
+    }
+
+    /// How many of them can be taken without waiting.
+    pub(crate) fn payload_there(&self) -> Result<u32, Error> {
+        let endpoint = self.endpoint();
+        if !matches!(endpoint.kind(), Kind::Pipe | Kind::Socket) {
+            return Ok(self.payload_left);
+        }
+        let failed = |error| Error::open(self.place.clone(), error);
+        let mut queued = pipe::queued(endpoint).map_err(failed)?;
+        if queued == 0 && poll::is_readable(endpoint).map_err(failed)? {
+            // It has ended, unless something has come in the meantime.
+            queued = pipe::queued(endpoint).map_err(failed)?;
+            if queued == 0 {
+                let error = ReadError::Truncated(self.reader.position());
+                return Err(Error::Read(self.place.clone(), error));
+            }
+        }
+        Ok(self.payload_left.min(u32::try_from(queued).unwrap_or(u32::MAX)))
     }
 
     /// Where the payload comes from.

@@ -1,10 +1,11 @@
 //! Bytes that were promised to a shard and did not fit.
 
-use pipe_io::pipe::PAGE;
+use pipe_io::pipe::page;
 use std::collections::VecDeque;
 
 /// What is still to be written to a shard before anything else. It never holds more than the
-/// markers that are collected and the payload of one chunk, which is at most a pipe's capacity.
+/// markers that are collected and the payload of one chunk, which is at most a pipe's capacity;
+/// that of a metadata shard may be longer.
 #[derive(Debug, Default)]
 pub(crate) struct Debt(VecDeque<u8>);
 
@@ -28,7 +29,7 @@ impl Debt {
     /// a free slot.
     pub(crate) fn page(&self) -> &[u8] {
         let (front, _) = self.0.as_slices();
-        front.get(..PAGE).unwrap_or(front)
+        front.get(..page()).unwrap_or(front)
     }
 
     /// Notes that the first bytes were written.

@@ -3,10 +3,12 @@
 mod debt;
 mod error;
 mod ledger;
+mod metadata;
 mod outputs;
 mod room;
 mod settle;
 mod shard;
+mod sort;
 mod split;
 
 use clap::Parser;
@@ -24,13 +26,20 @@ const NAME: &str = "shard-split";
     version,
     about,
     override_usage = "shard-split [OPTION]... [OUTPUT]... < IMAGE\n       \
-                      shard-split [-n N] --filter COMMAND < IMAGE",
+                      shard-split [-m] [-n N] --filter COMMAND < IMAGE",
     next_help_heading = "Shards",
     after_help = "Example:\n  criu-sock-capture -- criu dump --stream -t PID |\n    \
                   shard-split -n 4 --filter 'zstd -q > $SHARD.zst'\n\n\
                   Manual: shard-split(1), criu-stream-utils(7)"
 )]
 struct Args {
+    /// Give the first shard all small files
+    ///
+    /// And the others the memory. So a restore can begin when the first shard
+    /// is there. Needs two shards or more.
+    #[arg(short, long, verbatim_doc_comment)]
+    metadata_first: bool,
+
     /// Write shards to these descriptors
     ///
     /// To stdout if no shard is named. Takes a list with commas, and may be

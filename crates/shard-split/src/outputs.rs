@@ -1,4 +1,4 @@
-//! What the shards are written to, and when each of them is complete.
+//! The outputs of the shards, and when each of them is complete.
 
 use crate::error::Error;
 use crate::shard::Shard;

@@ -2,6 +2,7 @@
 
 use crate::error::Error;
 use crate::shard::Shard;
+use pipe_io::pipe::Slots;
 use std::time::Instant;
 
 /// A shard, and what it can take now.
@@ -9,25 +10,41 @@ pub(crate) struct Room {
     /// Which of the shards it is.
     pub(crate) shard: usize,
     /// Page slots that are free.
-    pub(crate) free: u64,
+    pub(crate) free: Slots,
     /// Page slots that payload can have.
-    pub(crate) slots: u64,
+    pub(crate) slots: Slots,
     /// Bytes of payload that fit into them.
     pub(crate) bytes: u64,
 }
 
 /// Slots that the collected markers and the next one take at most.
-const MARKER_SLOTS: u64 = 3;
+const MARKER_SLOTS: Slots = Slots(3);
 
-/// The shard with the most room, if one has enough for `wanted` bytes or a quarter of its pipe,
-/// at `density` bytes of payload a slot. Among equals, the one that was given the least.
+/// The shard with the most room, of those from `first` on, if one has enough for `wanted` bytes or a
+/// quarter of its pipe, at `density` bytes of payload a slot. Among equals, the one that was given
+/// the least.
 ///
 /// A quarter: with half, a reader that empties its pipe in two gulps waits for us; with less,
 /// each waking-up moves too little to be worth it.
-pub(crate) fn most(shards: &mut [Shard], wanted: u64, density: u64) -> Result<Option<Room>, Error> {
+///
+/// Poll must have been asked which shards are writable. The others have no room, and those that are
+/// left to their readers are not looked at.
+pub(crate) fn most(
+    shards: &mut [Shard],
+    first: usize,
+    wanted: u64,
+    density: u64,
+) -> Result<Option<Room>, Error> {
     let now = Instant::now();
     let mut best: Option<(Room, u64)> = None;
-    for (index, shard) in shards.iter_mut().enumerate() {
+    for (index, shard) in shards.iter_mut().enumerate().skip(first) {
+        if shard.is_full() {
+            shard.note_room(false, now);
+            continue;
+        }
+        if shard.left_alone(now).is_some() {
+            continue;
+        }
         let room = of(index, shard, density)?
             .filter(|room| room.bytes >= wanted || room.slots >= shard.slots() / 4);
         shard.note_room(room.is_some(), now);
@@ -49,9 +66,9 @@ fn of(index: usize, shard: &mut Shard, density: u64) -> Result<Option<Room>, Err
     }
     let free = shard.free()?;
     // An empty pipe is used however small it is.
-    let at_least = u64::from(free == shard.slots());
-    let slots = free.saturating_sub(MARKER_SLOTS + 1).max(at_least);
-    let bytes = slots.saturating_mul(density);
+    let at_least = Slots(u64::from(free == shard.slots()));
+    let slots = free.saturating_sub(MARKER_SLOTS + Slots(1)).max(at_least);
+    let bytes = slots.bytes(density);
     Ok((bytes > 0).then_some(Room { shard: index, free, slots, bytes }))
 }
 
@@ -59,8 +76,8 @@ fn of(index: usize, shard: &mut Shard, density: u64) -> Result<Option<Room>, Err
 /// its pipe is free: past that, another shard may have more.
 pub(crate) fn known(index: usize, shard: &Shard, wanted: u64, density: u64) -> Option<Room> {
     let free = shard.free_at_least();
-    let slots = free.saturating_sub(MARKER_SLOTS + 1);
-    let bytes = slots.saturating_mul(density);
+    let slots = free.saturating_sub(MARKER_SLOTS + Slots(1));
+    let bytes = slots.bytes(density);
     let is_enough = bytes >= wanted.max(1) && free >= shard.slots() / 2 && !shard.is_in_debt();
     is_enough.then_some(Room { shard: index, free, slots, bytes })
 }

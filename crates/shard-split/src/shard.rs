@@ -4,11 +4,11 @@ use crate::debt::Debt;
 use crate::error::Error;
 use crate::ledger::Ledger;
 use cli::{Counters, Place};
-use pipe_io::pipe::{self, PAGE};
-use pipe_io::{Endpoint, poll};
+use pipe_io::pipe::{self, Slots, page};
+use pipe_io::{Endpoint, Rest, poll};
 use std::io::{self, Write};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use wire_format::{ImageId, Marker, Shard as ShardPlace};
 
 /// A shard that is being written.
@@ -19,16 +19,21 @@ pub(crate) struct Shard {
     pub(crate) endpoint: Endpoint,
     /// What its first marker will say.
     identity: Option<(ImageId, ShardPlace)>,
+    /// The image that this one is an increment of, for the first marker too.
+    parent_id: Option<ImageId>,
     index: usize,
     counters: Arc<Counters>,
     /// Bytes that were given to it.
     given: u64,
     ledger: Ledger,
     /// How many page slots were free when they were looked at, less what was put in since.
-    free_at_least: u64,
+    free_at_least: Slots,
     /// Page slots of its pipe.
-    slots: u64,
+    slots: Slots,
     debt: Debt,
+    rest: Rest,
+    /// Whether poll has found no slot free, the last time.
+    full: bool,
     /// Since when it has had no room, while there was something to be written.
     blocked: Option<Instant>,
 }
@@ -41,21 +46,24 @@ impl Shard {
         endpoint: Endpoint,
         counters: Arc<Counters>,
     ) -> Result<Shard, Error> {
-        let slots = match pipe::capacity(&endpoint) {
-            Ok(bytes) => bytes.div_ceil(PAGE) as u64,
+        let slots = match Slots::of(&endpoint) {
+            Ok(slots) => slots,
             Err(error) => return Err(Error::Shard(place, error)),
         };
         Ok(Shard {
             place,
             endpoint,
             identity: None,
+            parent_id: None,
             index,
             counters,
             given: 0,
             ledger: Ledger::default(),
-            free_at_least: 0,
+            free_at_least: Slots::default(),
             slots,
             debt: Debt::default(),
+            rest: Rest::default(),
+            full: false,
             blocked: None,
         })
     }
@@ -70,9 +78,16 @@ impl Shard {
         self.identity = Some((image_id, place));
     }
 
+    /// Tells the shard what image it is a part of an increment of.
+    pub(crate) fn descend_from(&mut self, parent_id: ImageId) {
+        self.parent_id = Some(parent_id);
+    }
+
     /// How many page slots are free now.
-    pub(crate) fn free(&mut self) -> Result<u64, Error> {
+    pub(crate) fn free(&mut self) -> Result<Slots, Error> {
+        let start = Instant::now();
         let queued = pipe::queued(&self.endpoint).map_err(|error| self.failed(error))?;
+        self.rest.met(start.elapsed());
         self.free_at_least = self.slots.saturating_sub(self.ledger.taken(queued as u64));
         Ok(self.free_at_least)
     }
@@ -82,13 +97,37 @@ impl Shard {
         self.endpoint.untaken().map_err(|error| self.failed(error))
     }
 
+    /// Notes whether poll has found a slot free. In a pipe that had none, that is when its reader
+    /// begins to copy.
+    pub(crate) fn note_writable(&mut self, is_writable: bool) {
+        if is_writable && self.full {
+            self.rest.begin(self.slots.bytes(page() as u64));
+        }
+        self.full = !is_writable;
+    }
+
+    /// Whether poll has found no slot free, the last time.
+    pub(crate) fn is_full(&self) -> bool {
+        self.full
+    }
+
+    /// Leaves the pipe to its reader, which has so many more bytes to copy.
+    pub(crate) fn leave(&mut self, bytes: u64) {
+        self.rest.begin(bytes);
+    }
+
+    /// How long the pipe is still left to its reader, and not to be looked at.
+    pub(crate) fn left_alone(&self, now: Instant) -> Option<Duration> {
+        self.rest.left(now)
+    }
+
     /// How many page slots are free at least, without looking.
-    pub(crate) fn free_at_least(&self) -> u64 {
+    pub(crate) fn free_at_least(&self) -> Slots {
         self.free_at_least
     }
 
     /// How many page slots there are in all.
-    pub(crate) fn slots(&self) -> u64 {
+    pub(crate) fn slots(&self) -> Slots {
         self.slots
     }
 
@@ -102,15 +141,17 @@ impl Shard {
         if let Some((image_id, place)) = self.identity.take() {
             marker.image_id = Some(image_id);
             marker.shard = Some(place);
+            marker.parent_id = self.parent_id.take();
         }
         marker.encode(out);
     }
 
     /// Writes bytes as far as there is room, and owes the rest.
-    pub(crate) fn write(&mut self, bytes: &[u8], free: u64) -> Result<(), Error> {
-        if bytes.len().div_ceil(PAGE) as u64 <= free && !self.is_in_debt() {
+    pub(crate) fn write(&mut self, bytes: &[u8], free: Slots) -> Result<(), Error> {
+        let slots = Slots::for_bytes(bytes.len());
+        if slots <= free && !self.is_in_debt() {
             (&self.endpoint).write_all(bytes).map_err(|error| self.failed(error))?;
-            self.gave(bytes.len() as u64, bytes.len().div_ceil(PAGE) as u64);
+            self.gave(bytes.len() as u64, slots);
             return Ok(());
         }
         self.owe(bytes)
@@ -123,7 +164,7 @@ impl Shard {
     }
 
     /// Notes that bytes were put into it, in at most that many slots.
-    pub(crate) fn gave(&mut self, bytes: u64, slots: u64) {
+    pub(crate) fn gave(&mut self, bytes: u64, slots: Slots) {
         self.given += bytes;
         self.counters.add(self.index, bytes);
         self.ledger.put(bytes, slots);
@@ -148,7 +189,7 @@ impl Shard {
             let written =
                 (&self.endpoint).write(self.debt.page()).map_err(|error| self.failed(error))?;
             self.debt.pay(written);
-            self.gave(written as u64, 1);
+            self.gave(written as u64, Slots(1));
         }
         Ok(())
     }

@@ -5,25 +5,29 @@ use crate::outputs::Outputs;
 use crate::room::{self, Room};
 use crate::settle::settle;
 use crate::shard::Shard;
+use crate::sort::Sorter;
 use crate::{Args, NAME};
 use cli::{
     Commands, Descriptors, Failure, PayloadError, Place, Progress, ShardEnd, ShardPlan,
-    StreamInput, new_image_id,
+    StreamInput, UsageError, new_image_id, new_split_id,
 };
 use pipe_io::Kind;
 use pipe_io::inherit::Direction;
-use pipe_io::pipe::{self, PAGE};
+use pipe_io::pipe::{self, Slots, page};
 use pipe_io::poll::{self, PollFd, PollFlags};
 use std::io::ErrorKind;
 use std::os::fd::AsFd;
 use std::thread;
 use std::time::{Duration, Instant};
-use wire_format::{Body, ImageId, Marker, Shard as ShardPlace};
+use wire_format::{Body, ImageId, Marker, Shard as ShardPlace, SplitId};
 
 /// Does what the command line asks for.
 pub(crate) fn run(args: Args) -> Result<(), Failure<Error>> {
-    let Args { shard_fds, outputs, shards, filter, sync, common } = args;
+    let Args { metadata_first, shard_fds, outputs, shards, filter, sync, common } = args;
     let plan = ShardPlan::new(&shard_fds, outputs, shards, filter, 1);
+    if metadata_first && plan.count() < 2 {
+        return Err(UsageError::Options("--metadata-first: needs two shards or more").into());
+    }
     let mut descriptors = Descriptors::default();
     let stdin = descriptors.take(&Place::Stdin, Direction::Input)?;
     let mut ends = descriptors.take_shards(plan.fds().iter().copied(), Direction::Output)?;
@@ -36,9 +40,10 @@ pub(crate) fn run(args: Args) -> Result<(), Failure<Error>> {
     );
 
     let split = || {
-        let mut input = StreamInput::new(Place::Stdin, stdin);
+        let mut input = StreamInput::new(Place::Stdin, stdin).or_increment();
         await_stream(&input, &ends)?;
         let (image_id, first) = identify(&mut input)?;
+        let split_id = new_split_id().map_err(Error::System)?;
         let mut commands = None;
         if let ShardPlan::Filter { count, command } = &plan {
             let (started, theirs) =
@@ -50,13 +55,15 @@ pub(crate) fn run(args: Args) -> Result<(), Failure<Error>> {
         let split = Split {
             input,
             shards,
-            pending: vec![first],
+            first: usize::from(metadata_first),
+            sorter: Sorter::default(),
+            pending: Vec::new(),
             next_seq: 0,
             seen: 0,
-            favourite: 0,
-            density: PAGE as u64,
+            favourite: usize::from(metadata_first),
+            density: page() as u64,
         };
-        split.run(image_id, &mut outputs)?;
+        split.run(image_id, split_id, first, &mut outputs)?;
         outputs.complete(sync)?;
         progress.finished(&counters);
         Ok(())
@@ -82,21 +89,24 @@ fn await_stream(input: &StreamInput, ends: &[ShardEnd]) -> Result<(), Error> {
 
 /// Takes the first marker, which says what image it is; an image by another program gets an
 /// identity here.
-fn identify(input: &mut StreamInput) -> Result<(ImageId, Body), Error> {
+fn identify(input: &mut StreamInput) -> Result<(ImageId, Marker), Error> {
     let marker = input.next_marker()?;
     let image_id = match marker.image_id {
         Some(image_id) => image_id,
         None => new_image_id().map_err(Error::System)?,
     };
-    Ok((image_id, marker.body))
+    Ok((image_id, marker))
 }
 
 /// A split that goes on.
-struct Split {
+pub(crate) struct Split {
     input: StreamInput,
-    shards: Vec<Shard>,
+    pub(crate) shards: Vec<Shard>,
+    /// The first of the shards that chunks are spread over: one before it is the metadata shard.
+    pub(crate) first: usize,
+    pub(crate) sorter: Sorter,
     /// Markers without payload that were not written yet: they go where the next chunk goes.
-    pending: Vec<Body>,
+    pending: Vec<Marker>,
     next_seq: u64,
     /// Up to where in the input bytes were seen to be there.
     seen: u64,
@@ -107,50 +117,134 @@ struct Split {
     density: u64,
 }
 
+/// How long to wait for a pipe that has some room, but too little to be worth a chunk. Poll tells
+/// only of its first free slot, so it is looked at again after a while; ever less often, so that
+/// waiting for slow readers costs little.
+struct Pause {
+    time: Duration,
+    /// How often it was given up the processor only.
+    yields: u32,
+}
+
+impl Pause {
+    const SHORTEST: Duration = Duration::from_micros(100);
+    const LONGEST: Duration = Duration::from_millis(5);
+    /// A small pipe is empty after some microseconds, once its reader has the processor. With pipes
+    /// of two pages, sleeping each time makes the split a quarter as fast.
+    const YIELDS: u32 = 100;
+
+    fn pass(&mut self, is_small: bool) {
+        if is_small && self.yields < Pause::YIELDS {
+            self.yields += 1;
+            return thread::yield_now();
+        }
+        thread::sleep(self.time);
+        self.time = (self.time * 2).min(Pause::LONGEST);
+    }
+}
+
+impl Default for Pause {
+    fn default() -> Pause {
+        Pause { time: Pause::SHORTEST, yields: 0 }
+    }
+}
+
 /// How much payload is read at once where it cannot be moved, in bytes.
-const ASIDE: u64 = 64 << 10;
+pub(crate) const ASIDE: u64 = 64 << 10;
 
 impl Split {
     /// Markers are collected up to this number. At 300 bytes each at most they fill 3 slots.
     const PENDING_MAX: usize = 32;
     /// A pipe of so few slots may be too small for a marker and its payload, and tells nothing
     /// about how they came.
-    const SMALL_PIPE: u64 = 8;
+    const SMALL_PIPE: Slots = Slots(8);
 
-    /// Writes the whole image, and closes the shards. After an error `outputs` has been asked for
-    /// its reason before they are closed.
-    fn run(mut self, image_id: ImageId, outputs: &mut Outputs) -> Result<(), Error> {
+    /// Writes the whole image, of which the first marker was read, and closes the shards. After an
+    /// error `outputs` has been asked for its reason before they are closed.
+    fn run(
+        mut self,
+        image_id: ImageId,
+        split_id: SplitId,
+        first: Marker,
+        outputs: &mut Outputs,
+    ) -> Result<(), Error> {
         let count = self.shards.len() as u32;
         for (index, shard) in (0..).zip(&mut self.shards) {
-            shard.identify(image_id, ShardPlace { index, count });
+            let metadata = index < self.first as u32;
+            let split_id = Some(split_id);
+            shard.identify(image_id, ShardPlace { index, count, split_id, metadata });
+            if let Some(parent_id) = first.parent_id {
+                shard.descend_from(parent_id);
+            }
         }
-        let written = self.write_image().and_then(|last| settle(&mut self.shards, last, outputs));
+        let written =
+            self.write_image(first).and_then(|last| settle(&mut self.shards, last, outputs));
         written.map_err(|error| outputs.explain(error))
     }
 
     /// Writes all of the image but its end, which is returned.
-    fn write_image(&mut self) -> Result<Marker, Error> {
-        // The first marker was read; it may be all that there is.
-        while !self.pending.ends_with(&[Body::ImageEof]) {
+    fn write_image(&mut self, first: Marker) -> Result<Marker, Error> {
+        if self.sorts() {
+            self.begin_shards(&first.body)?;
+        }
+        // It may be all that there is.
+        let mut marker = first;
+        while marker.body != Body::ImageEof {
+            self.take(marker)?;
             if self.pending.len() >= Split::PENDING_MAX {
                 self.write_pending()?;
             }
             self.await_input()?;
-            match self.input.next_marker()?.body {
-                Body::FileData(length) => self.spread(length.into())?,
-                body => self.pending.push(body),
+            marker = self.input.next_marker()?;
+        }
+        self.finish_sorting()?;
+        self.let_go()?;
+        Ok(self.number(Body::ImageEof))
+    }
+
+    /// Whether the first shard is the metadata shard.
+    fn sorts(&self) -> bool {
+        self.first > 0
+    }
+
+    fn take(&mut self, marker: Marker) -> Result<(), Error> {
+        if self.sorts() {
+            return self.sort(marker);
+        }
+        match marker.body {
+            Body::FileData(length) => self.spread(length.into()),
+            body => {
+                let marker = Marker { all_named: marker.all_named, ..self.number(body) };
+                self.pending.push(marker);
+                Ok(())
             }
         }
-        self.pending.pop();
-        self.write_pending()?;
-        Ok(Marker::new(self.next_seq, Body::ImageEof))
+    }
+
+    /// The next marker of the image.
+    pub(crate) fn number(&mut self, body: Body) -> Marker {
+        let marker = Marker::new(self.next_seq, body);
+        self.next_seq += 1;
+        marker
+    }
+
+    /// Adds a marker to those that go where the next chunk goes.
+    pub(crate) fn push(&mut self, body: Body) {
+        let marker = self.number(body);
+        self.pending.push(marker);
+    }
+
+    /// Writes all that was collected.
+    fn let_go(&mut self) -> Result<(), Error> {
+        self.let_batch_go()?;
+        self.write_pending()
     }
 
     /// Comes back when the input has a marker, or its end. While there is none, nothing is held
     /// back, and a shard that dies is noticed.
     fn await_input(&mut self) -> Result<(), Error> {
         if !self.input_is_ready()? {
-            self.write_pending()?;
+            self.let_go()?;
             self.wait_for_input()?;
         }
         Ok(())
@@ -192,7 +286,7 @@ impl Split {
 
     /// Waits for shards: for those in debt until they have room, for the others as `events` says.
     /// The input is not waited for: if it has ended, that would be no waiting at all.
-    fn wait_for_shards(&self, events: PollFlags) -> Result<(), Error> {
+    pub(crate) fn wait_for_shards(&self, events: PollFlags) -> Result<(), Error> {
         let mut fds: Vec<_> = self.poll_shards(events).collect();
         poll::wait(&mut fds).map_err(Error::System)?;
         self.refuse_broken(&fds)
@@ -200,7 +294,12 @@ impl Split {
 
     fn poll_shards(&self, events: PollFlags) -> impl Iterator<Item = PollFd<'_>> {
         self.shards.iter().map(move |shard| {
-            let wanted = if shard.is_in_debt() { PollFlags::POLLOUT } else { events };
+            let wanted = match shard.is_in_debt() {
+                true => PollFlags::POLLOUT,
+                // No chunk waits for its room.
+                false if shard.index() < self.first => PollFlags::empty(),
+                false => events,
+            };
             PollFd::new(shard.endpoint.as_fd(), wanted)
         })
     }
@@ -216,18 +315,18 @@ impl Split {
         }
     }
 
-    fn pay_debts(&mut self) -> Result<(), Error> {
+    pub(crate) fn pay_debts(&mut self) -> Result<(), Error> {
         self.shards.iter_mut().try_for_each(Shard::pay)
     }
 
     /// Spreads payload over the shards.
-    fn spread(&mut self, length: u64) -> Result<(), Error> {
+    pub(crate) fn spread(&mut self, length: u64) -> Result<(), Error> {
         let mut left = length;
         while left > 0 {
             let room = self.choose(left)?;
             let piece = left.min(room.bytes);
             // `piece` is not more than the marker's u32 has said.
-            self.pending.push(Body::FileData(piece as u32));
+            self.push(Body::FileData(piece as u32));
             self.write_markers(&room)?;
             self.pour(&room, piece)?;
             left -= piece;
@@ -236,30 +335,65 @@ impl Split {
     }
 
     /// The shard with the most room, as soon as one has enough.
-    fn choose(&mut self, wanted: u64) -> Result<Room, Error> {
-        const PAUSE_MIN: Duration = Duration::from_micros(50);
-        const PAUSE_MAX: Duration = Duration::from_millis(5);
-
-        let mut pause = PAUSE_MIN;
+    pub(crate) fn choose(&mut self, wanted: u64) -> Result<Room, Error> {
+        let mut pause = Pause::default();
         loop {
             self.pay_debts()?;
             if let Some(room) = self.room_of_favourite(wanted) {
                 return Ok(room);
             }
-            if let Some(room) = room::most(&mut self.shards, wanted, self.density)? {
+            self.look_for_room(None)?;
+            if let Some(room) = room::most(&mut self.shards, self.first, wanted, self.density)? {
                 self.favourite = room.shard;
                 return Ok(room);
             }
-            // A pipe can be polled only for its first free slot. One that has some, but too few
-            // to be worth a chunk, is looked at again after a while; ever less often, so that
-            // waiting for slow readers costs little.
-            if self.is_any_writable()? {
-                thread::sleep(pause);
-                pause = (pause * 2).min(PAUSE_MAX);
-            } else {
-                self.wait_for_shards(PollFlags::POLLOUT)?;
+            self.await_room(&mut pause)?;
+        }
+    }
+
+    /// Comes back when some shard may have more room.
+    fn await_room(&mut self, pause: &mut Pause) -> Result<(), Error> {
+        let now = Instant::now();
+        let (left_alone, others): (Vec<_>, Vec<_>) = self
+            .shards
+            .iter()
+            .skip(self.first)
+            .filter(|shard| !shard.is_full() && !shard.is_in_debt())
+            .partition(|shard| shard.left_alone(now).is_some());
+        if !others.is_empty() {
+            pause.pass(others.iter().any(|shard| shard.slots() <= Split::SMALL_PIPE));
+            return Ok(());
+        }
+        let least = left_alone.iter().filter_map(|shard| shard.left_alone(now)).min();
+        match least {
+            Some(left) => self.look_for_room(Some(left)),
+            None => self.wait_for_shards(PollFlags::POLLOUT),
+        }
+    }
+
+    /// Sees which shards have a free slot. With a limit, waits no longer than that until another
+    /// one has.
+    fn look_for_room(&mut self, limit: Option<Duration>) -> Result<(), Error> {
+        let full = |shard: &Shard| limit.is_none() || shard.is_full() || shard.is_in_debt();
+        let wanted = |shard: &Shard| match full(shard) {
+            true => PollFlags::POLLOUT,
+            false => PollFlags::empty(),
+        };
+        let mut fds: Vec<_> = self
+            .shards
+            .iter()
+            .map(|shard| PollFd::new(shard.endpoint.as_fd(), wanted(shard)))
+            .collect();
+        let polled = poll::wait_for(&mut fds, limit.unwrap_or_default());
+        polled.map_err(Error::System)?;
+        self.refuse_broken(&fds)?;
+        let are_writable: Vec<_> = fds.iter().map(|fd| fd.any().unwrap_or(false)).collect();
+        for (shard, is_writable) in self.shards.iter_mut().zip(are_writable) {
+            if limit.is_none() || shard.is_full() {
+                shard.note_writable(is_writable);
             }
         }
+        Ok(())
     }
 
     /// The room that the shard chosen last is known to have, if that is enough for a small chunk.
@@ -275,20 +409,12 @@ impl Split {
         room::known(self.favourite, shard, wanted, self.density)
     }
 
-    fn is_any_writable(&self) -> Result<bool, Error> {
-        let mut fds: Vec<_> = self.poll_shards(PollFlags::POLLOUT).collect();
-        let is_any = poll::look(&mut fds).map_err(Error::System)?;
-        self.refuse_broken(&fds)?;
-        Ok(is_any)
-    }
-
     /// Writes the collected markers to the shard that was chosen.
-    fn write_markers(&mut self, room: &Room) -> Result<(), Error> {
+    pub(crate) fn write_markers(&mut self, room: &Room) -> Result<(), Error> {
         let Some(shard) = self.shards.get_mut(room.shard) else { return Ok(()) };
         let mut bytes = Vec::new();
-        for body in self.pending.drain(..) {
-            shard.encode(Marker::new(self.next_seq, body), &mut bytes);
-            self.next_seq += 1;
+        for marker in self.pending.drain(..) {
+            shard.encode(marker, &mut bytes);
         }
         shard.write(&bytes, room.free)
     }
@@ -329,9 +455,10 @@ impl Split {
             }
         }
         if let Some(shard) = self.shards.get_mut(room.shard) {
-            shard.gave(length, length.div_ceil(self.density) + 1);
+            shard.gave(length, Slots(length.div_ceil(self.density) + 1));
+            shard.leave(length);
         }
-        self.density = (self.density * 2).min(PAGE as u64);
+        self.density = (self.density * 2).min(page() as u64);
         Ok(())
     }
 
@@ -342,21 +469,32 @@ impl Split {
             shard.gave(moved, room.slots);
         }
         if room.slots > Split::SMALL_PIPE {
-            self.density = (moved / room.slots).clamp(1, PAGE as u64);
+            self.density = (moved / room.slots.0).clamp(1, page() as u64);
         }
         let mut buffer = vec![0; left.min(ASIDE) as usize];
         let mut left = left;
         while left > 0 {
-            if !self.input_is_ready()? {
-                self.wait_for_input()?;
-            }
-            let length = buffer.len().min(usize::try_from(left).unwrap_or(usize::MAX));
-            let (window, _) = buffer.split_at_mut(length);
-            let read = self.input.read_some(window)?;
-            left -= read as u64;
+            let read = self.read_some(&mut buffer, left)?;
+            left -= read.len() as u64;
             let Some(shard) = self.shards.get_mut(room.shard) else { return Ok(()) };
-            shard.owe(window.get(..read).unwrap_or_default())?;
+            shard.owe(read)?;
         }
         Ok(())
+    }
+
+    /// Reads some of the `left` bytes of payload, and meanwhile lets the shards pay their debts.
+    pub(crate) fn read_some<'a>(
+        &mut self,
+        buffer: &'a mut [u8],
+        left: u64,
+    ) -> Result<&'a [u8], Error> {
+        if !self.input_is_ready()? {
+            self.let_batch_go()?;
+            self.wait_for_input()?;
+        }
+        let length = buffer.len().min(usize::try_from(left).unwrap_or(usize::MAX));
+        let (window, _) = buffer.split_at_mut(length);
+        let read = self.input.read_some(window)?;
+        Ok(window.get(..read).unwrap_or_default())
     }
 }

@@ -2,6 +2,7 @@
 
 use crate::family::{HasEnded, Role};
 use crate::ids::Taken;
+use crate::link::word::{OneLine, Version};
 use nix::sys::signal::Signal;
 use pipe_io::reason;
 use std::fmt;
@@ -30,6 +31,18 @@ pub enum Cause {
     Lost(String),
     /// A process id of the tree is not free.
     Taken(Taken),
+    /// The other host has not said in time that it is ready.
+    NoAnswer(String, Duration),
+    /// The other host has said something else than what was due.
+    Said(String, String),
+    /// The other host has this version, which is not ours.
+    OtherVersion(String, Version),
+    /// A connection does not work any more.
+    Unlinked(Role, String),
+    /// The other host could not do its part.
+    There(String, String),
+    /// The other host was told to let the tree run, and has not said in time that it does.
+    NoWord(String, Duration),
     /// The system refuses something basic.
     System(io::Error),
 }
@@ -53,6 +66,23 @@ impl fmt::Display for Cause {
                 "CRIU closed {name} without reading it: --directory restores what no stream can"
             ),
             Cause::Taken(taken) => taken.fmt(f),
+            Cause::NoAnswer(host, limit) => {
+                write!(f, "{host} has not answered within {} s", limit.as_secs())
+            }
+            Cause::Said(host, line) => {
+                write!(f, "{host} has said '{}', which is no answer of criu-migrate", OneLine(line))
+            }
+            Cause::OtherVersion(host, theirs) => {
+                let ours = Version::ours();
+                write!(f, "{host} has a criu-migrate of {theirs}, and this is {ours}")
+            }
+            Cause::Unlinked(role, reason) => write!(f, "{role} is lost: {reason}"),
+            Cause::There(host, reason) => write!(f, "at {host}: {}", OneLine(reason)),
+            Cause::NoWord(host, limit) => write!(
+                f,
+                "{host} has not said within {} s whether the tree runs there",
+                limit.as_secs()
+            ),
             Cause::System(error) => f.write_str(&reason(error)),
         }
     }

@@ -3,19 +3,22 @@
 //! ```text
 //! criu-sock-capture --end-at-inventory | COMMAND                    one command
 //! criu-sock-capture --end-at-inventory | shard-split | COMMANDs     one for each shard
+//! criu-sock-capture --end-at-inventory | criu-migrate --receive     at another host
 //! criu dump --stream                                                waits at the gate
 //! ```
 //!
 //! The gate says yes when all of the first line have succeeded, and the image was read back if
-//! that is asked for. Whatever fails before makes it say no: CRIU lets the tree run on then, and
-//! all others are ended.
+//! that is asked for; in a migration, when the tree runs at the other host. Whatever fails before
+//! makes it say no: CRIU lets the tree run on then, and all others are ended.
 
 mod held;
+mod peer;
 mod report;
 
 use crate::criu_options::CriuOptions;
 use crate::filters;
 use crate::front::{self, LastWords, Outcome};
+use crate::link::{Connect, Route};
 use crate::scratch::Scratch;
 use crate::shell::{self, Shell};
 use crate::tell::Voice;
@@ -40,10 +43,10 @@ pub struct Plan {
     pub leave_running: bool,
     /// Where CRIU is to leave its logs and statistics.
     pub logs: Option<PathBuf>,
-    /// How many COMMANDs there are.
+    /// How many COMMANDs or connections there are.
     pub shards: NonZeroUsize,
-    /// What stores the image, or a shard of it, from its standard input.
-    pub command: String,
+    /// Where the image goes.
+    pub destination: Destination,
     /// What writes it to standard output again, if it is to be read back.
     pub verify: Option<String>,
     /// Files and directories that go with the tree, by their absolute paths.
@@ -56,6 +59,37 @@ pub struct Plan {
     pub criu: String,
     /// Where the last line is to be given as JSON too.
     pub json: Option<OwnedFd>,
+}
+
+/// Where an image goes.
+#[derive(Debug)]
+pub enum Destination {
+    /// Into the standard input of a COMMAND, which stores it, or of one for each shard.
+    Command(String),
+    /// To another host, which restores the tree.
+    Host(Route),
+}
+
+impl Destination {
+    /// What the process in front says if the one that holds the tree has died.
+    fn last_words(&self) -> LastWords {
+        const STORED: &str = "the tree runs on, unless the image is safe";
+
+        match self {
+            Destination::Command(_) => LastWords {
+                done: "done: the image is safe, and the tree was let go",
+                failed: STORED,
+                in_doubt: STORED,
+                over_link: false,
+            },
+            Destination::Host(_) => LastWords {
+                done: "done: the tree runs at the other host, and was let go here",
+                failed: "the tree runs on here, and not at the other host",
+                in_doubt: "the tree runs on here, and perhaps at the other host too: look there",
+                over_link: false,
+            },
+        }
+    }
 }
 
 /// Why nothing was begun.
@@ -96,15 +130,16 @@ pub fn run(plan: Plan, voice: Voice) -> Result<ExitCode, Refusal> {
         return Err(Refusal::NoDirectory(directory.clone()));
     }
     let shell = Shell::find();
-    if shell == Shell::Sh {
+    let has_command = match &plan.destination {
+        Destination::Command(_) => true,
+        Destination::Host(route) => matches!(route.connect, Connect::Command(_)),
+    };
+    if has_command && shell == Shell::Sh {
         voice.say("there is no bash: sh runs the command, and only its last stage counts");
     }
     let scratch = Scratch::new().map_err(Refusal::System)?;
     let undo = scratch.clone();
-    let last_words = LastWords {
-        done: "done: the image is safe, and the tree was let go",
-        failed: "the tree runs on, unless the image is safe",
-    };
+    let last_words = plan.destination.last_words();
     front::in_two_processes(voice, scratch, last_words, |reins, scratch| {
         let held = held::Held::new(plan, tree, criu, shell, voice, reins, scratch);
         held.map_or_else(

@@ -54,6 +54,8 @@ pub struct CriuOptions {
     pub words: Vec<OsString>,
     /// Whether the next word may be the value of an option that only CRIU knows.
     open: bool,
+    /// Whether the last of the arguments is such a word.
+    ends_with_word: bool,
 }
 
 /// Why a command line cannot be carried out.
@@ -221,6 +223,16 @@ impl CriuOptions {
         self.log_file.clone().unwrap_or_else(|| directory.join(name))
     }
 
+    /// Takes the operand of a command line that has one: the only word, or if there is none the
+    /// last one, which might also be the value of the option before it.
+    pub fn take_operand(&mut self) -> Option<OsString> {
+        match self.words.as_slice() {
+            [_] => self.words.pop(),
+            [] if self.ends_with_word => self.arguments.pop(),
+            _ => None,
+        }
+    }
+
     fn take(
         &mut self,
         argument: OsString,
@@ -229,6 +241,7 @@ impl CriuOptions {
     ) -> Result<(), OptionError> {
         let text = argument.as_bytes().to_vec();
         let may_be_value = std::mem::take(&mut self.open);
+        self.ends_with_word = false;
         if let Some(name) = text.strip_prefix(b"--") {
             let mut parts = name.splitn(2, |byte| *byte == b'=');
             let name = parts.next().unwrap_or_default();
@@ -261,10 +274,11 @@ impl CriuOptions {
                 self.pass(given, passed, full, *kind, value, more)
             }
             _ => {
-                if !may_be_value {
-                    self.words.push(argument.clone());
+                self.ends_with_word = may_be_value;
+                match may_be_value {
+                    true => self.arguments.push(argument),
+                    false => self.words.push(argument),
                 }
-                self.arguments.push(argument);
                 Ok(())
             }
         }
@@ -426,11 +440,23 @@ mod tests {
     #[test]
     fn a_value_of_criu_s_is_not_taken_for_an_option() {
         let split = parts("--external -t --ghost-limit 10M host").unwrap();
-        assert_eq!(
-            strings(&split.criu.arguments),
-            ["--external", "-t", "--ghost-limit", "10M", "host"]
-        );
+        assert_eq!(strings(&split.criu.arguments), ["--external", "-t", "--ghost-limit", "10M"]);
         assert_eq!(strings(&split.criu.words), ["host"]);
+    }
+
+    #[test]
+    fn an_operand_is_the_only_word_or_the_last_one() {
+        let operand = |line| {
+            let mut split = parts(line).unwrap();
+            let operand = split.criu.take_operand();
+            (operand, strings(&split.criu.arguments).join(" "))
+        };
+        let host = Some(OsString::from("host"));
+        assert_eq!(operand("host --external host"), (host.clone(), "--external host".into()));
+        assert_eq!(operand("--new-flag host"), (host.clone(), "--new-flag".into()));
+        assert_eq!(operand("--new-option x host"), (host, "--new-option x".into()));
+        assert_eq!(operand("--new-option x -j").0, None);
+        assert_eq!(operand("two words").0, None);
     }
 
     #[test]

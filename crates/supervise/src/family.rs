@@ -31,8 +31,10 @@ pub enum Role {
     Command(Option<usize>),
     /// The user's COMMAND that reads the image back, or the one of a shard.
     ReadBack(Option<usize>),
-    /// A connection to another host.
-    Connection(usize),
+    /// The program that connects to another host, or the one of several connections.
+    Connection(Option<usize>),
+    /// What moves the image to or from that: a thread, not a program.
+    Relay(Option<usize>),
     /// tar(1), for the files that go with a tree.
     Tar,
     /// CRIU.
@@ -232,7 +234,9 @@ impl fmt::Display for Role {
             Role::ReadBack(Some(shard)) => {
                 write!(f, "the command that reads shard {shard} back")
             }
-            Role::Connection(index) => write!(f, "connection {index}"),
+            Role::Connection(None) => f.write_str("the connection"),
+            Role::Connection(Some(index)) => write!(f, "connection {index}"),
+            Role::Relay(_) => f.write_str("the relay"),
             Role::Tar => f.write_str("tar"),
             Role::Criu => f.write_str("criu"),
             Role::Tree => f.write_str("the tree"),

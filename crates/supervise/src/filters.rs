@@ -65,6 +65,8 @@ pub fn filter(name: &str) -> io::Result<(Command, OwnedFd)> {
     let mut command = Command::new(path);
     process::as_our_caller(&mut command, &[0, 1, 2]);
     process::in_a_new_session(&mut command);
+    // The front ends what a holder leaves, but both may be killed at once.
+    process::with_us(&mut command);
     let Pipe { read, write } = Pipe::new()?;
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(write);
     Ok((command, read))
@@ -82,7 +84,7 @@ pub fn path_of(name: &str) -> Option<PathBuf> {
 
 /// Starts something while these descriptors are open in it too, under the same numbers. Not while
 /// another thread starts anything.
-pub fn lending<T>(fds: &[&OwnedFd], start: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
+pub fn lending<T>(fds: &[impl AsFd], start: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
     let set = |flags| -> io::Result<()> {
         fds.iter().try_for_each(|fd| Ok(fcntl(fd, FcntlArg::F_SETFD(flags)).map(drop)?))
     };
@@ -93,8 +95,8 @@ pub fn lending<T>(fds: &[&OwnedFd], start: impl FnOnce() -> io::Result<T>) -> io
 }
 
 /// The numbers of descriptors, as the filters take them.
-pub fn numbers(fds: &[&OwnedFd]) -> String {
-    let numbers: Vec<String> = fds.iter().map(|fd| fd.as_raw_fd().to_string()).collect();
+pub fn numbers(fds: &[impl AsFd]) -> String {
+    let numbers: Vec<String> = fds.iter().map(|fd| fd.as_fd().as_raw_fd().to_string()).collect();
     numbers.join(",")
 }
 

@@ -7,7 +7,8 @@
 //! started. So a process that is held is let run on whichever of the two dies.
 
 use crate::events::{Event, taken_signals};
-use crate::family::{HasEnded, Processes, signal_all};
+use crate::family::{HasEnded, Processes, Stat, signal_all};
+use crate::link::word::{self, Word};
 use crate::scratch::Scratch;
 use crate::tell::Voice;
 use nix::sys::prctl;
@@ -57,6 +58,10 @@ pub enum Outcome {
 pub enum Fact {
     /// CRIU runs, and is not to be killed with the rest.
     Criu(Pid),
+    /// The other end of a migration is told to let the tree run.
+    Going,
+    /// CRIU has ended, and whether it has succeeded: the holder has taken its status.
+    CriuEnded { success: bool },
     /// The tree may go: what CRIU does now is what was wanted.
     LetGo,
     /// How the command ends.
@@ -70,14 +75,18 @@ pub struct LastWords {
     pub done: &'static str,
     /// When it has failed, or may not go on.
     pub failed: &'static str,
+    /// When it has failed after [`Fact::Going`].
+    pub in_doubt: &'static str,
+    /// Whether the other end of a migration is to hear of it, on standard output.
+    pub over_link: bool,
 }
 
 /// The holder's end of the line to the front.
 #[derive(Debug)]
 pub struct Reins {
     signals: SignalFd,
-    front: UnixStream,
-    front_gone: bool,
+    /// While there is one.
+    front: Option<UnixStream>,
 }
 
 /// Runs `hold` in a second process, and ends as that says.
@@ -104,8 +113,8 @@ pub fn in_two_processes(
             prctl::set_child_subreaper(true)?;
             // One that was made before would go on telling of the front's signals.
             drop(signals);
-            let reins = Reins { signals: take_signals()?, front: holder, front_gone: false };
-            let mut teller = reins.front.try_clone()?;
+            let mut teller = holder.try_clone()?;
+            let reins = Reins { signals: take_signals()?, front: Some(holder) };
             let outcome = hold(reins, scratch);
             let _ = teller.write_all(Fact::Outcome(outcome).to_string().as_bytes());
             Ok(match outcome {
@@ -115,6 +124,8 @@ pub fn in_two_processes(
         }
         Forked::Parent(pid) => {
             drop(holder);
+            // With all that is the holder's alone.
+            drop(hold);
             let front = Front {
                 voice,
                 scratch,
@@ -143,17 +154,22 @@ fn take_signals() -> io::Result<SignalFd> {
 }
 
 impl Reins {
+    /// For a command that is one process, which the caller has started: it takes the signals
+    /// itself.
+    pub fn without_front() -> io::Result<Reins> {
+        Ok(Reins { signals: take_signals()?, front: None })
+    }
+
     pub(crate) fn fds(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
-        let front = (!self.front_gone).then(|| self.front.as_fd());
-        std::iter::once(self.signals.as_fd()).chain(front)
+        std::iter::once(self.signals.as_fd()).chain(self.front.iter().map(AsFd::as_fd))
     }
 
     pub(crate) fn take_events(&mut self, events: &mut Vec<Event>) {
         let mut buffer = [0; 64];
-        while !self.front_gone {
-            match (&self.front).read(&mut buffer) {
+        while let Some(mut front) = self.front.as_ref() {
+            match front.read(&mut buffer) {
                 Ok(0) => {
-                    self.front_gone = true;
+                    self.front = None;
                     events.push(Event::FrontGone);
                 }
                 Ok(read) => events.extend(
@@ -177,7 +193,9 @@ impl Reins {
 
     /// Tells the front.
     pub fn tell(&mut self, fact: Fact) {
-        let _ = (&self.front).write_all(fact.to_string().as_bytes());
+        if let Some(mut front) = self.front.as_ref() {
+            let _ = front.write_all(fact.to_string().as_bytes());
+        }
     }
 }
 
@@ -255,9 +273,20 @@ impl Front {
             _ => None,
         });
         let let_go = self.facts.contains(&Fact::LetGo);
-        let criu_status = self.end_all(criu, let_go);
+        let has_ended = self.facts.iter().any(|fact| matches!(fact, Fact::CriuEnded { .. }));
+        let criu_status = self.end_all(criu.filter(|_| !has_ended), let_go);
         self.scratch.remove();
-        let success = let_go && criu_status.is_some_and(|status| status.success());
+        let success = let_go
+            && (criu_status.is_some_and(|status| status.success())
+                || self.facts.contains(&Fact::CriuEnded { success: true }));
+        if self.last_words.over_link {
+            let reason = "the process that did the work has died".to_owned();
+            word::say(&match (success, let_go) {
+                (true, _) => Word::Restored,
+                (false, true) => Word::Unsure(reason),
+                (false, false) => Word::Failed(reason),
+            });
+        }
         if success {
             self.voice.last(self.last_words.done);
             return ExitCode::SUCCESS;
@@ -270,12 +299,17 @@ impl Front {
             "FAILED: the process {} that did the work {}; {}{killed}",
             self.pid,
             HasEnded(status),
-            self.last_words.failed
+            match self.facts.contains(&Fact::Going) {
+                true => self.last_words.in_doubt,
+                false => self.last_words.failed,
+            }
         ));
         ExitCode::FAILURE
     }
 
-    /// Ends all that is left, CRIU last, and returns CRIU's status.
+    /// Ends all that is left, CRIU last, and returns CRIU's status, unless the holder has taken it.
+    /// Once the tree was let go nothing but CRIU is waited for: what there is besides may be the
+    /// tree.
     fn end_all(&self, criu: Option<Pid>, let_go: bool) -> Option<ExitStatus> {
         const LOOK: Duration = Duration::from_millis(10);
 
@@ -290,30 +324,27 @@ impl Front {
             }
             let processes = Processes::now();
             let mut left = processes.below(getpid());
-            let waits_for_criu = criu.is_some() && criu_status.is_none();
-            if let Some(criu) = criu.filter(|_| waits_for_criu) {
+            // What is not a child of ours has been waited for, and the number may be another's.
+            let running = criu.filter(|_| criu_status.is_none());
+            let running =
+                running.filter(|criu| Stat::of(*criu).is_some_and(|it| it.parent == getpid()));
+            if let Some(criu) = running {
                 let spared = processes.from(criu);
                 left.retain(|pid| !spared.contains(pid));
             }
             let time = began.elapsed();
-            // A tree that was restored is CRIU's before, and ours from then on.
-            let keeps_rest =
-                let_go && !waits_for_criu && criu_status.is_some_and(|it| it.success());
-            if (left.is_empty() && !waits_for_criu) || keeps_rest {
-                return criu_status;
-            }
-            if time >= CRIU_GRACE + AFTER_KILL {
+            let is_over = running.is_none() && (left.is_empty() || let_go);
+            if is_over || time >= CRIU_GRACE + AFTER_KILL {
                 return criu_status;
             }
             match time {
+                _ if let_go => {}
                 _ if time >= GRACE => signal_all(&left, Signal::SIGKILL),
                 _ if !told => signal_all(&left, Signal::SIGTERM),
                 _ => {}
             }
             told = true;
-            if time >= CRIU_GRACE
-                && let Some(criu) = criu.filter(|_| waits_for_criu)
-            {
+            if let Some(criu) = running.filter(|_| time >= CRIU_GRACE) {
                 let _ = kill(criu, Signal::SIGKILL);
             }
             std::thread::sleep(LOOK);
@@ -323,7 +354,7 @@ impl Front {
 
 impl Outcome {
     /// Ends this process so.
-    fn end(self) -> ExitCode {
+    pub fn end(self) -> ExitCode {
         match self {
             Outcome::Status(status) => ExitCode::from(status),
             Outcome::Signal(signal) => {
@@ -342,6 +373,8 @@ impl fmt::Display for Fact {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Fact::Criu(pid) => writeln!(f, "criu {pid}"),
+            Fact::Going => writeln!(f, "going"),
+            Fact::CriuEnded { success } => writeln!(f, "criu-ended {}", u8::from(*success)),
             Fact::LetGo => writeln!(f, "let-go"),
             Fact::Outcome(Outcome::Status(status)) => writeln!(f, "status {status}"),
             Fact::Outcome(Outcome::Signal(signal)) => writeln!(f, "signal {}", *signal as i32),
@@ -356,6 +389,8 @@ impl Fact {
         let number = words.next().and_then(|word| word.parse::<i32>().ok());
         match (fact, number) {
             ("criu", Some(pid)) => Some(Fact::Criu(Pid::from_raw(pid))),
+            ("going", None) => Some(Fact::Going),
+            ("criu-ended", Some(number)) => Some(Fact::CriuEnded { success: number == 1 }),
             ("let-go", None) => Some(Fact::LetGo),
             ("status", Some(status)) => Some(Fact::Outcome(Outcome::Status(status as u8))),
             ("signal", Some(number)) => {
@@ -374,6 +409,9 @@ mod tests {
     fn facts_arrive_as_they_were_told() {
         let facts = [
             Fact::Criu(Pid::from_raw(42)),
+            Fact::Going,
+            Fact::CriuEnded { success: true },
+            Fact::CriuEnded { success: false },
             Fact::LetGo,
             Fact::Outcome(Outcome::Status(75)),
             Fact::Outcome(Outcome::Signal(Signal::SIGTERM)),

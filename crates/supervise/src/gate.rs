@@ -146,7 +146,7 @@ impl Question {
 }
 
 /// Whether the process at the other end is root's or our own.
-fn is_trusted(stream: &UnixStream) -> bool {
+pub(crate) fn is_trusted(stream: &UnixStream) -> bool {
     getsockopt(stream, sockopt::PeerCredentials)
         .is_ok_and(|peer| peer.uid() == 0 || peer.uid() == geteuid().as_raw())
 }

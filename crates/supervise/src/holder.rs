@@ -69,6 +69,8 @@ pub(crate) enum Weight {
     Reader,
     /// A filter was killed: that is a cause by itself.
     Killed,
+    /// The other host says why.
+    Told,
 }
 
 /// What may have failed first; what comes to light soon may tell better.
@@ -181,7 +183,12 @@ impl Holder {
             std::thread::sleep(LOOK_SOON);
             Vec::new()
         });
-        (events, self.family.reap())
+        let ended = self.family.reap();
+        if let Some((_, status)) = ended.iter().find(|(role, _)| *role == Role::Criu) {
+            // At once: the front cannot take this status any more.
+            self.events.reins().tell(Fact::CriuEnded { success: status.success() });
+        }
+        (events, ended)
     }
 
     /// Keeps a line of a program, for the case that it is to blame.
@@ -223,6 +230,11 @@ impl Holder {
             true => self.fail(suspicion.cause),
             false => self.suspicion = Some(suspicion),
         }
+    }
+
+    /// Whether something may have failed.
+    pub(crate) fn is_suspicious(&self) -> bool {
+        self.suspicion.is_some()
     }
 
     /// Fails, unless CRIU is letting the tree go: then nothing can be undone.

@@ -11,6 +11,7 @@ pub mod front;
 pub mod gate;
 mod holder;
 pub mod ids;
+pub mod link;
 pub mod restore;
 pub mod scratch;
 pub mod shell;

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! COMMAND | image-serve                      or COMMANDs | shard-merge | image-serve
+//! criu-migrate -t PID HOST | image-serve     at another host
 //! criu restore --stream                      begins when image-serve says so, and asks the gate
 //! ```
 //!
@@ -10,12 +11,14 @@
 
 mod held;
 mod image;
+mod peer;
 mod report;
 
 use crate::criu_options::CriuOptions;
 use crate::filters;
 use crate::front::{self, LastWords, Outcome};
 use crate::ids;
+use crate::link::meeting::Guest;
 use crate::scratch::Scratch;
 use crate::shell::{self, Shell};
 use crate::tell::Voice;
@@ -32,11 +35,10 @@ use std::time::Duration;
 pub struct Plan {
     /// Where CRIU is to leave its logs and statistics.
     pub logs: Option<PathBuf>,
-    /// How many COMMANDs there are.
+    /// How many COMMANDs or connections there are.
     pub shards: NonZeroUsize,
-    /// What writes the image, or a shard of it, to its standard output. Without, the image is our
-    /// own standard input.
-    pub command: Option<String>,
+    /// Where the image comes from.
+    pub source: Source,
     /// Whether the image is unpacked, and restored from the directory.
     pub by_directory: bool,
     /// Whether files that go with the tree are put back.
@@ -53,6 +55,26 @@ pub struct Plan {
     pub criu: String,
     /// Where the last line is to be given as JSON too.
     pub json: Option<OwnedFd>,
+}
+
+/// Where an image comes from.
+#[derive(Debug)]
+pub enum Source {
+    /// Our own standard input.
+    Stdin,
+    /// The standard output of a COMMAND, or of one for each shard.
+    Command(String),
+    /// Another host, which holds the tree until it runs here.
+    Link(Arrival),
+}
+
+/// The connections of a link that have arrived.
+#[derive(Debug)]
+pub struct Arrival {
+    /// What the first one reads. What it writes is our own standard output.
+    pub first: OwnedFd,
+    /// The others.
+    pub others: Vec<Guest>,
 }
 
 /// Why nothing was begun.
@@ -85,15 +107,18 @@ pub fn run(plan: Plan, voice: Voice) -> Result<ExitCode, Refusal> {
         return Err(Refusal::NoDirectory(directory.clone()));
     }
     let shell = Shell::find();
-    if plan.command.is_some() && shell == Shell::Sh {
+    if matches!(plan.source, Source::Command(_)) && shell == Shell::Sh {
         voice.say("there is no bash: sh runs the command, and only its last stage counts");
     }
     let scratch = Scratch::new().map_err(Refusal::System)?;
     let undo = scratch.clone();
     ids::stay_out_of_the_way();
+    let failed = "nothing is restored, unless CRIU was about to let the tree run";
     let last_words = LastWords {
         done: "restored",
-        failed: "nothing is restored, unless CRIU was about to let the tree run",
+        failed,
+        in_doubt: failed,
+        over_link: matches!(plan.source, Source::Link(_)),
     };
     front::in_two_processes(voice, scratch, last_words, |reins, scratch| -> Outcome {
         held::Held::new(plan, criu, shell, voice, reins, scratch).run()

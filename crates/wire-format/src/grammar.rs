@@ -1,4 +1,4 @@
-//! Which rows of markers are an image.
+//! Checks that a sequence of markers forms a complete image.
 
 use crate::{Body, FileName, Marker};
 use std::collections::HashSet;

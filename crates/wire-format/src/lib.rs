@@ -1,10 +1,10 @@
 //! The image stream that the five filters, the shards and criu-image-streamer 1.0 share.
 //!
-//! A stream is a row of *markers*, each a little-endian `u32` length and that many bytes of
+//! A stream is a sequence of *markers*, each a little-endian `u32` length and that many bytes of
 //! protobuf; a marker that announces file data is followed by the data itself. The crate knows
-//! the markers ([`Marker`]), how they are framed ([`StreamReader`], [`StreamWriter`]) and which
-//! rows of markers make a whole image ([`Grammar`]). criu-image-stream(5) and DESIGN.md
-//! section 3 describe the format.
+//! the markers ([`Marker`]) and their framing ([`StreamReader`], [`StreamWriter`]), and checks that a
+//! sequence of markers forms a complete image ([`Grammar`]). criu-image-stream(5) and
+//! docs/design.md section 3 describe the format.
 //!
 //! It opens no descriptor and makes no system call: reading and writing go through
 //! [`std::io::Read`] and [`std::io::Write`], and the payload goes past it. Between two calls of
@@ -37,6 +37,7 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+mod foreign;
 mod grammar;
 mod identity;
 mod marker;
@@ -44,8 +45,9 @@ mod name;
 mod reader;
 mod writer;
 
+pub use foreign::Foreign;
 pub use grammar::{Grammar, GrammarError};
-pub use identity::{ImageId, NoImageId, Shard};
+pub use identity::{ImageId, NoImageId, Shard, SplitId};
 pub use marker::{Body, MARKER_MAX, Marker, MarkerError};
 pub use name::{FileName, NAME_MAX, NameError};
 pub use reader::{ReadError, StreamReader};

@@ -1,6 +1,6 @@
 //! One marker, and its bytes.
 
-use crate::{FileName, ImageId, NameError, Shard};
+use crate::{FileName, ImageId, NameError, Shard, SplitId};
 use prost::Message;
 use std::fmt;
 
@@ -19,6 +19,11 @@ pub struct Marker {
     pub image_id: Option<ImageId>,
     /// The shard that it belongs to; in the first marker of a shard.
     pub shard: Option<Shard>,
+    /// The image that this one is an increment of; in the first marker of a stream and of every
+    /// shard.
+    pub parent_id: Option<ImageId>,
+    /// With the end of `inventory.img`: all files of the image have been named.
+    pub all_named: bool,
 }
 
 /// What a marker says.
@@ -47,11 +52,11 @@ pub enum MarkerError {
     NoBody,
     /// A file name that is not a path component.
     Name(NameError),
-    /// An image id that is not 16 bytes long, or a shard index past the count.
+    /// An id that is not 16 bytes long, or a shard index past the count.
     Identity,
 }
 
-/// The marker as protobuf has it (DESIGN.md section 3).
+/// The marker as protobuf has it (docs/design.md section 3).
 #[derive(Clone, PartialEq, Message)]
 struct Wire {
     #[prost(uint64, tag = "1")]
@@ -64,6 +69,14 @@ struct Wire {
     shard_index: u32,
     #[prost(uint32, tag = "102")]
     shard_count: u32,
+    #[prost(bool, tag = "103")]
+    all_named: bool,
+    #[prost(bool, tag = "104")]
+    metadata: bool,
+    #[prost(bytes = "vec", tag = "105")]
+    parent_id: Vec<u8>,
+    #[prost(bytes = "vec", tag = "106")]
+    split_id: Vec<u8>,
 }
 
 #[derive(Clone, PartialEq, prost::Oneof)]
@@ -81,7 +94,7 @@ enum WireBody {
 impl Marker {
     /// A marker that carries no identity.
     pub fn new(seq: u64, body: Body) -> Marker {
-        Marker { seq, body, image_id: None, shard: None }
+        Marker { seq, body, image_id: None, shard: None, parent_id: None, all_named: false }
     }
 
     /// Appends the marker to `out`, its length field first.
@@ -94,9 +107,13 @@ impl Marker {
                 Body::FileEof => WireBody::FileEof(true),
                 Body::ImageEof => WireBody::ImageEof(true),
             }),
-            image_id: self.image_id.map_or_else(Vec::new, |id| id.0.to_vec()),
+            image_id: id_bytes(self.image_id.map(|id| id.0)),
             shard_index: self.shard.map_or(0, |shard| shard.index),
             shard_count: self.shard.map_or(0, |shard| shard.count),
+            all_named: self.all_named,
+            metadata: self.shard.is_some_and(|shard| shard.metadata),
+            parent_id: id_bytes(self.parent_id.map(|id| id.0)),
+            split_id: id_bytes(self.shard.and_then(|shard| shard.split_id).map(|id| id.0)),
         };
         // A name has at most 255 bytes, so a marker never comes near `MARKER_MAX`, and a `Vec`
         // takes all that is written into it.
@@ -121,16 +138,29 @@ impl Marker {
                 return Err(MarkerError::NoBody);
             }
         };
-        let image_id = match wire.image_id.as_slice() {
-            [] => None,
-            id => Some(ImageId(id.try_into().map_err(|_| MarkerError::Identity)?)),
-        };
+        let image_id = id(&wire.image_id)?.map(ImageId);
+        let split_id = id(&wire.split_id)?.map(SplitId);
+        let parent_id = id(&wire.parent_id)?.map(ImageId);
         let shard = match (wire.shard_index, wire.shard_count) {
             (0, 0) => None,
-            (index, count) if index < count => Some(Shard { index, count }),
+            (index, count) if index < count => {
+                Some(Shard { index, count, split_id, metadata: wire.metadata })
+            }
             _ => return Err(MarkerError::Identity),
         };
-        Ok(Marker { seq: wire.seq, body, image_id, shard })
+        Ok(Marker { seq: wire.seq, body, image_id, shard, parent_id, all_named: wire.all_named })
+    }
+}
+
+fn id_bytes(id: Option<[u8; 16]>) -> Vec<u8> {
+    id.map_or_else(Vec::new, |id| id.to_vec())
+}
+
+/// 16 bytes, or none where the field is absent.
+fn id(bytes: &[u8]) -> Result<Option<[u8; 16]>, MarkerError> {
+    match bytes {
+        [] => Ok(None),
+        id => id.try_into().map(Some).map_err(|_| MarkerError::Identity),
     }
 }
 
@@ -183,12 +213,17 @@ mod tests {
 
     #[test]
     fn a_marker_comes_back_as_it_was_written() {
-        let identities = [None, Some(ImageId([7; 16]))];
-        let shards = [None, Some(Shard { index: 0, count: 1 }), Some(Shard { index: 2, count: 3 })];
+        let identities = [None, Some(ImageId([7; 16])), None];
+        let split_id = Some(SplitId([9; 16]));
+        let metadata = Shard { index: 0, count: 1, split_id, metadata: true };
+        let shards = [None, Some(metadata), Some(Shard::new(2, 3))];
         for body in [name("pages-1.img"), Body::FileData(u32::MAX), Body::FileEof, Body::ImageEof] {
             for seq in [0, 1, u64::MAX] {
                 for (image_id, shard) in identities.into_iter().zip(shards) {
-                    let marker = Marker { seq, body: body.clone(), image_id, shard };
+                    let parent_id = shard.and(image_id);
+                    let all_named = seq == 1;
+                    let body = body.clone();
+                    let marker = Marker { seq, body, image_id, shard, parent_id, all_named };
                     assert_eq!(Marker::decode(&bytes(&marker)[4..]), Ok(marker));
                 }
             }
@@ -212,6 +247,8 @@ mod tests {
         assert_eq!(Marker::decode(b"\x12\x02\xff\xfe"), Err(MarkerError::Undecodable));
         assert!(matches!(Marker::decode(b"\x12\x02.."), Err(MarkerError::Name(_))));
         assert_eq!(Marker::decode(b"\x20\x01\xa2\x06\x01x"), Err(MarkerError::Identity));
+        assert_eq!(Marker::decode(b"\x20\x01\xca\x06\x01x"), Err(MarkerError::Identity));
+        assert_eq!(Marker::decode(b"\x20\x01\xd2\x06\x01x"), Err(MarkerError::Identity));
         assert_eq!(Marker::decode(b"\x20\x01\xa8\x06\x04\xb0\x06\x04"), Err(MarkerError::Identity));
     }
 }

@@ -8,7 +8,7 @@ pub const NAME_MAX: usize = 255;
 
 /// A file name that is safe to create in a directory: one path component.
 ///
-/// Not empty, at most [`NAME_MAX`] bytes, no `/`, no NUL, not `.` or `..` (DESIGN.md section 3).
+/// Not empty, at most [`NAME_MAX`] bytes, no `/`, no NUL, not `.` or `..` (docs/design.md section 3).
 /// Cloning is cheap.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct FileName(Arc<str>);

@@ -1,6 +1,6 @@
 //! Taking markers out of a stream.
 
-use crate::{MARKER_MAX, Marker, MarkerError};
+use crate::{Foreign, MARKER_MAX, Marker, MarkerError};
 use std::fmt;
 use std::io::{self, ErrorKind, Read};
 
@@ -50,6 +50,8 @@ pub enum ReadError {
     Truncated(u64),
     /// What stands at this byte of the stream is not a marker.
     Marker(u64, MarkerError),
+    /// It is no stream at all, or not yet.
+    Foreign(Foreign),
 }
 
 impl<R: Read> StreamReader<R> {
@@ -59,8 +61,23 @@ impl<R: Read> StreamReader<R> {
         StreamReader { source, position: 0, buffer, used: 0, ahead: 0, last: None }
     }
 
+    /// Takes the next marker for the first one of another stream, which stands behind this one.
+    pub fn restart(&mut self) {
+        self.last = None;
+    }
+
     /// The next marker, or `None` when the source ends where a marker may end.
     pub fn next_marker(&mut self) -> Result<Option<Marker>, ReadError> {
+        let next = self.marker();
+        if matches!(next, Err(ReadError::Marker(0, _))) {
+            if let Some(foreign) = Foreign::of(self.held()) {
+                return Err(ReadError::Foreign(foreign));
+            }
+        }
+        next
+    }
+
+    fn marker(&mut self) -> Result<Option<Marker>, ReadError> {
         let shortest = frame_min(self.last);
         let length = loop {
             if let Some(length) = self.held().first_chunk::<LENGTH_FIELD>() {
@@ -169,6 +186,7 @@ impl fmt::Display for ReadError {
             ReadError::Io(error) => error.fmt(f),
             ReadError::Truncated(bytes) => write!(f, "truncated after {bytes} bytes"),
             ReadError::Marker(position, error) => write!(f, "byte {position}: {error}"),
+            ReadError::Foreign(foreign) => foreign.fmt(f),
         }
     }
 }
@@ -299,6 +317,41 @@ mod tests {
             let result = read_all(&mut StreamReader::new(&bytes[..cut]));
             assert!(result.is_err() || boundaries.contains(&cut), "cut at {cut}: {result:?}");
         }
+    }
+
+    #[test]
+    fn what_is_compressed_or_encrypted_is_told_by_its_first_bytes() {
+        let cases: [(&[u8], &str); 12] = [
+            (b"\x28\xb5\x2f\xfd\x04\x58", "this is zstd: decompress it first (zstd -dc)"),
+            (b"\x50\x2a\x4d\x18\x04\0", "this is zstd: decompress it first (zstd -dc)"),
+            (b"\x1f\x8b\x08\0\0\0", "this is gzip: decompress it first (gzip -dc)"),
+            (b"\xfd7zXZ\0", "this is xz: decompress it first (xz -dc)"),
+            (b"BZh91A", "this is bzip2: decompress it first (bzip2 -dc)"),
+            (b"\x04\x22\x4d\x18\x64\x40", "this is lz4: decompress it first (lz4 -dc)"),
+            (b"\x89LZO\0\r", "this is lzop: decompress it first (lzop -dc)"),
+            (b"age-encryption.org/v1", "this is age: decrypt it first (age -d)"),
+            (b"Salted__", "this is openssl: decrypt it first (openssl enc -d)"),
+            (b"\x8c\x0d\x04\x09\x03\x02", "this is OpenPGP: decrypt it first (gpg -d)"),
+            (b"\x85\x02\x0c\x03\x12\x34", "this is OpenPGP: decrypt it first (gpg -d)"),
+            (b"\xff\xff\xff\xff\xff\xff", "byte 0: a marker of 4294967295 bytes, where 10240"),
+        ];
+        for (head, expected) in cases {
+            let bytes = [head, &[0x55; 20_000]].concat();
+            for ahead in [0, 4096] {
+                let mut reader = StreamReader::new(bytes.as_slice());
+                reader.read_ahead(ahead);
+                let error = reader.next_marker().unwrap_err().to_string();
+                assert!(error.starts_with(expected), "{head:x?}: {error}");
+            }
+        }
+    }
+
+    /// Its length would be that of a marker.
+    #[test]
+    fn what_could_be_a_marker_is_told_when_it_is_none() {
+        let bytes = [b"\xff\x06\0\0sNaPpY".as_slice(), &[0x55; 20_000]].concat();
+        let error = StreamReader::new(bytes.as_slice()).next_marker().unwrap_err();
+        assert_eq!(error.to_string(), "this is snappy: decompress it first (snzip -dc)");
     }
 
     #[test]

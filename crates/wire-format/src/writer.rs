@@ -12,6 +12,7 @@ pub struct StreamWriter<W> {
     sink: W,
     next_seq: u64,
     image_id: Option<ImageId>,
+    parent_id: Option<ImageId>,
     current: Option<FileName>,
     pending: Vec<u8>,
     written: u64,
@@ -20,7 +21,15 @@ pub struct StreamWriter<W> {
 impl<W: Write> StreamWriter<W> {
     /// Starts a stream. The identity will stand in its first marker.
     pub fn new(sink: W, image_id: Option<ImageId>) -> StreamWriter<W> {
-        StreamWriter { sink, next_seq: 0, image_id, current: None, pending: Vec::new(), written: 0 }
+        StreamWriter {
+            sink,
+            next_seq: 0,
+            image_id,
+            parent_id: None,
+            current: None,
+            pending: Vec::new(),
+            written: 0,
+        }
     }
 
     /// Makes the file the current one, if it isn't.
@@ -45,6 +54,13 @@ impl<W: Write> StreamWriter<W> {
         self.marker(Body::FileEof)
     }
 
+    /// Ends `inventory.img`, and says that all files of the image have been named.
+    pub fn file_eof_all_named(&mut self, name: &FileName) -> io::Result<()> {
+        self.file(name)?;
+        self.current = None;
+        self.put(Body::FileEof, true)
+    }
+
     /// Ends the image. Nothing may follow.
     pub fn image_eof(&mut self) -> io::Result<()> {
         self.marker(Body::ImageEof)
@@ -62,12 +78,18 @@ impl<W: Write> StreamWriter<W> {
     /// Adds a marker of another stream, renumbered. The caller sees to it that files keep their
     /// markers, and flushes before it writes the payload that the marker announces.
     pub fn marker(&mut self, body: Body) -> io::Result<()> {
+        self.put(body, false)
+    }
+
+    /// The same with a marker that may say that all files have been named.
+    pub fn put(&mut self, body: Body, all_named: bool) -> io::Result<()> {
         // Half a page: what is collected costs one slot of a pipe, and is gone before it grows.
         const PENDING_MAX: usize = 2048;
-        let image_id = self.image_id.take();
+        let (image_id, parent_id) = (self.image_id.take(), self.parent_id.take());
         let payload = if let Body::FileData(length) = body { length.into() } else { 0 };
         let before = self.pending.len();
-        Marker { seq: self.next_seq, body, image_id, shard: None }.encode(&mut self.pending);
+        Marker { image_id, parent_id, all_named, ..Marker::new(self.next_seq, body) }
+            .encode(&mut self.pending);
         self.next_seq += 1;
         self.written += (self.pending.len() - before) as u64 + payload;
         if self.pending.len() > PENDING_MAX { self.flush() } else { Ok(()) }
@@ -79,6 +101,13 @@ impl<W> StreamWriter<W> {
     pub fn identify(&mut self, image_id: ImageId) {
         if self.next_seq == 0 {
             self.image_id = Some(image_id);
+        }
+    }
+
+    /// Makes the stream an increment of that image, as long as it has no marker.
+    pub fn descend_from(&mut self, parent_id: ImageId) {
+        if self.next_seq == 0 {
+            self.parent_id = Some(parent_id);
         }
     }
 

@@ -26,6 +26,8 @@ pub(crate) struct Incoming {
     in_memory: u64,
     /// Whether the last pipe was full of full pages.
     dense: bool,
+    /// Whether some of it was handed on.
+    begun: bool,
 }
 
 /// Files up to this size, in bytes, rest in ordinary memory and may be asked for again. CRIU does
@@ -52,6 +54,7 @@ impl Incoming {
             filling: None,
             in_memory: 0,
             dense: false,
+            begun: false,
         }
     }
 
@@ -81,7 +84,8 @@ impl Incoming {
 
     fn is_small(&self, more: u64) -> bool {
         let so_far = self.kept.len() as u64;
-        self.keep || (self.pieces.is_empty() && !self.is_open() && so_far + more <= KEPT_MAX)
+        let is_first = self.pieces.is_empty() && !self.is_open() && !self.begun;
+        self.keep || (is_first && so_far + more <= KEPT_MAX)
     }
 
     fn is_open(&self) -> bool {
@@ -264,8 +268,13 @@ impl Incoming {
             })?;
             left = left.saturating_sub(copied as usize);
         }
-        pipes.were_emptied(1);
         Ok(())
+    }
+
+    /// Hands on what has its place already. More may come behind it.
+    pub(crate) fn hand_on(&mut self) -> Pieces {
+        self.begun |= !self.pieces.is_empty();
+        std::mem::take(&mut self.pieces)
     }
 
     /// The file is complete.

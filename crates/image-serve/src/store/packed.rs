@@ -1,4 +1,4 @@
-//! Bytes that are copied into the store, so that they fill their pages.
+//! Small files, copied into the store side by side so that they fill whole pages.
 
 use super::Piece;
 use super::pipes::Filling;

@@ -4,8 +4,10 @@ use super::Choice;
 use pipe_io::inherit::raise_descriptor_limit;
 use pipe_io::pipe::{self, Pipe};
 use pipe_io::{Endpoint, Region};
-use std::io;
-use std::os::fd::OwnedFd;
+use std::io::{self, Read};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Makes pipes to hold pieces in, until there are no more to be had.
 #[derive(Debug)]
@@ -13,6 +15,10 @@ pub(crate) struct Pipes {
     choice: Choice,
     /// How many more descriptors may be used for pipes.
     descriptors: u64,
+    /// How many have come back.
+    returned: Arc<AtomicU64>,
+    /// Whether CRIU reads while the image arrives.
+    live: bool,
     /// Bytes that are to be copied before pages are moved again.
     detour: u64,
     /// Bytes that the store has taken in, of all files.
@@ -22,17 +28,51 @@ pub(crate) struct Pipes {
     /// What a file has left of the memory that it was packed into, for the next.
     spare: Option<Region>,
     /// Pipes that hold nothing, but whose page slots count. See [`ballast`].
-    _ballast: Vec<OwnedFd>,
+    ballast: Vec<OwnedFd>,
 }
 
 /// A pipe that is being filled.
 #[derive(Debug)]
 pub(crate) struct Filling {
-    pub(crate) read: Endpoint,
+    pub(crate) read: Resting,
     pub(crate) write: Endpoint,
     pub(crate) capacity: u64,
     /// How many bytes are in it.
     pub(crate) bytes: u64,
+}
+
+/// The end of a pipe where what it holds comes out. When it is dropped, another pipe may be made.
+#[derive(Debug)]
+pub(crate) struct Resting {
+    read: Endpoint,
+    returned: Option<Arc<AtomicU64>>,
+}
+
+impl Resting {
+    /// No other pipe is to be made for this one.
+    pub(crate) fn give_up(mut self) {
+        self.returned = None;
+    }
+}
+
+impl Drop for Resting {
+    fn drop(&mut self) {
+        if let Some(returned) = &self.returned {
+            returned.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+}
+
+impl AsFd for Resting {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.read.as_fd()
+    }
+}
+
+impl Read for &Resting {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        (&self.read).read(buffer)
+    }
 }
 
 /// Why there is no pipe where only a pipe would do.
@@ -77,12 +117,21 @@ impl Pipes {
         Pipes {
             choice,
             descriptors: limit.saturating_sub(reserve),
+            returned: Arc::default(),
+            live: false,
             detour: 0,
             held: 0,
             filling: 0,
             spare: None,
-            _ballast: ballast(choice),
+            ballast: ballast(choice),
         }
+    }
+
+    /// From now on CRIU reads while the image arrives: pieces are small, so that it has them soon.
+    /// Returns the pipes that were kept for CRIU's own, to be dropped when it has opened some.
+    pub(crate) fn go_live(&mut self) -> Vec<OwnedFd> {
+        self.live = true;
+        std::mem::take(&mut self.ballast)
     }
 
     /// Whether the next bytes should be copied, as their writer leaves pages half empty.
@@ -114,6 +163,7 @@ impl Pipes {
 
     /// A pipe to be filled, or `None` where memory must do.
     pub(crate) fn get(&mut self) -> Result<Option<Filling>, NoPipe> {
+        self.descriptors += self.returned.swap(0, Ordering::Relaxed);
         match self.make() {
             Ok(pipe) => {
                 self.descriptors -= 1;
@@ -121,7 +171,7 @@ impl Pipes {
                 Ok(Some(pipe))
             }
             Err(no_pipe) if self.only() => Err(no_pipe),
-            // No use in trying again: they come back only when CRIU has read.
+            // No use in trying again before one has come back: CRIU has read it then.
             Err(_) => {
                 self.descriptors = 0;
                 Ok(None)
@@ -134,14 +184,15 @@ impl Pipes {
             return Err(NoPipe::Descriptors);
         }
         let Pipe { read, write } = Pipe::new().map_err(NoPipe::System)?;
-        let wanted = wanted(self.held, self.filling) as usize;
+        let wanted = if self.live { FIRST } else { wanted(self.held, self.filling) } as usize;
         let capacity = pipe::grow(&write, wanted).map_err(NoPipe::System)? as u64;
         if capacity < LEAST {
             return Err(NoPipe::Slots);
         }
         let endpoint =
             |fd| Endpoint::new(fd).map_err(|error| NoPipe::System(io::Error::other(error)));
-        Ok(Filling { read: endpoint(read)?, write: endpoint(write)?, capacity, bytes: 0 })
+        let read = Resting { read: endpoint(read)?, returned: Some(Arc::clone(&self.returned)) };
+        Ok(Filling { read, write: endpoint(write)?, capacity, bytes: 0 })
     }
 
     /// Notes that a pipe is filled, and now full of half-filled pages if it is `sparse`.
@@ -149,14 +200,6 @@ impl Pipes {
         self.filling = self.filling.saturating_sub(filling.capacity);
         if sparse {
             self.detour = DETOUR;
-        }
-    }
-
-    /// Notes that so many pipes are gone: their contents were copied, or don't count any more.
-    pub(crate) fn were_emptied(&mut self, pipes: usize) {
-        // At 0 they have run out, whoever has used them.
-        if self.descriptors > 0 || self.only() {
-            self.descriptors += pipes as u64;
         }
     }
 

@@ -1,22 +1,24 @@
 //! The tree is held: what has happened so far, and what follows from it.
 
-use super::Plan;
+use super::peer::{Peer, There};
 use super::report::{End, Report};
+use super::{Destination, Plan};
 use crate::archive;
 use crate::cause::Cause;
 use crate::events::Event;
 use crate::family::{Family, Role, signal_all};
 use crate::filters::{Tap, bytes_in, lending};
-use crate::front::{AFTER_KILL, CRIU_GRACE, GRACE, Outcome, Reins};
+use crate::front::{AFTER_KILL, CRIU_GRACE, Fact, GRACE, Outcome, Reins};
 use crate::gate::{Gate, Question, Stage};
 use crate::holder::{Holder, Weight};
 use crate::scratch::Scratch;
 use crate::shell::{Part, Shell};
-use crate::tell::{Bytes, Rate, Seconds, Voice, print_line};
+use crate::tell::{Seconds, Voice, print_line};
 use crate::tree::{State, Tree};
 use nix::sys::signal::Signal;
 use pipe_io::pipe::Pipe;
 use pipe_io::process;
+use pipe_io::{Bytes, Rate};
 use std::fs;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -26,6 +28,10 @@ use std::process::{Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 use wire_format::ImageId;
 
+/// With so many shards, one is for the metadata, so that a restore can begin early. With two, a
+/// single one would be left for the memory, and half as many compressors.
+const WITH_METADATA: usize = 3;
+
 /// A tree that is held while its image is made safe.
 pub(super) struct Held {
     plan: Plan,
@@ -33,6 +39,8 @@ pub(super) struct Held {
     criu: PathBuf,
     shell: Shell,
     holder: Holder,
+    /// The other host, if the tree goes to one.
+    peer: Option<Peer>,
     image: ImageId,
     /// What the image is expected to have, in bytes.
     expected: u64,
@@ -79,6 +87,7 @@ impl Held {
             criu,
             shell,
             holder: Holder::new(voice, reins, scratch),
+            peer: None,
             image: ImageId(pipe_io::random()?),
             files: None,
             stream: None,
@@ -94,11 +103,13 @@ impl Held {
 
     /// Holds the tree to the end, whichever it is.
     pub(super) fn run(mut self) -> Outcome {
-        if let Err(cause) = self.start_pipeline() {
+        if let Err(cause) = self.start() {
             self.holder.fail(cause);
         }
         while !self.is_over() {
-            let (events, ends) = self.holder.wait(self.holder.began + self.plan.time_limit);
+            let limit = self.holder.began + self.plan.time_limit;
+            let limits = self.peer.as_ref().and_then(Peer::limit).into_iter().chain([limit]);
+            let (events, ends) = self.holder.wait(limits.min().unwrap_or(limit));
             events.into_iter().for_each(|event| self.hear(event));
             ends.into_iter().for_each(|(role, status)| self.take_end(role, status));
             self.go_on();
@@ -110,6 +121,17 @@ impl Held {
     }
 
     // --- Starting ---------------------------------------------------------------------------
+
+    fn start(&mut self) -> Result<(), Cause> {
+        match &self.plan.destination {
+            Destination::Command(_) => self.start_pipeline(),
+            // The rest when it has answered.
+            Destination::Host(route) => {
+                self.peer = Some(Peer::connect(route, &self.shell, &mut self.holder)?);
+                Ok(())
+            }
+        }
+    }
 
     fn start_pipeline(&mut self) -> Result<(), Cause> {
         let (stream, image) = Tap::new().map_err(Cause::System)?;
@@ -139,7 +161,7 @@ impl Held {
         .map_err(Cause::System)??;
         self.stream = Some(stream);
         if self.plan.shards.get() == 1 {
-            return self.start_command(None, image);
+            return self.hand_over(None, image);
         }
         let mut readers = Vec::new();
         for _ in 0..self.plan.shards.get() {
@@ -148,20 +170,30 @@ impl Held {
             readers.push(read);
         }
         let fds: Vec<&OwnedFd> = self.shards.iter().map(Tap::fd).collect();
+        let metadata_first = self.plan.shards.get() >= WITH_METADATA;
         self.holder.start_with_shards(Role::Split, "shard-split", &fds, |command| {
+            if metadata_first {
+                command.arg("--metadata-first");
+            }
             command.stdin(image);
             Ok(())
         })?;
         let mut commands = readers.into_iter().enumerate();
-        commands.try_for_each(|(index, read)| self.start_command(Some(index), read))
+        commands.try_for_each(|(index, read)| self.hand_over(Some(index), read))
     }
 
-    fn start_command(&mut self, index: Option<usize>, image: OwnedFd) -> Result<(), Cause> {
+    /// Gives the image, or a shard of it, to whoever takes it.
+    fn hand_over(&mut self, index: Option<usize>, image: OwnedFd) -> Result<(), Cause> {
+        let text = match (&self.plan.destination, &mut self.peer) {
+            (_, Some(peer)) => return peer.send(index, image, &mut self.holder),
+            (Destination::Command(text), None) => text,
+            (Destination::Host(_), None) => return Ok(()),
+        };
         let part = Part {
             shard: index.map(|index| (index, self.plan.shards.get())),
             image: Some(self.image),
         };
-        let mut command = self.shell.command(&self.plan.command, part, &[0]);
+        let mut command = self.shell.command(text, part, &[0]);
         command.stdin(image);
         self.holder.start(Role::Command(index), command)
     }
@@ -247,6 +279,18 @@ impl Held {
                     self.holder.fail(cause);
                 }
             }
+            Event::Line(Role::Connection(index), line) => {
+                self.with_peer(Weight::Told, |peer| peer.hear(index, &line));
+            }
+            Event::Line(Role::Relay(index), line) => {
+                self.with_peer(Weight::Filter, |peer| peer.hear_relay(index, &line));
+            }
+            Event::Silent(role @ Role::Connection(index)) => {
+                if self.peer.as_mut().is_some_and(|peer| peer.has_lost(index)) {
+                    let closed = Cause::Unlinked(role, "it was closed".into());
+                    self.holder.suspect(closed, Weight::Filter);
+                }
+            }
             Event::Line(role, line) => match bytes_in(&line) {
                 Some(bytes) if role == Role::Capture => self.bytes = bytes,
                 Some(_) => {}
@@ -257,9 +301,22 @@ impl Held {
                 self.question = Some(question).filter(|_| !self.holder.has_failed());
             }
             Event::Signal(Signal::SIGUSR1) => self.holder.voice.pass_on(&self.report().json()),
+            // The answer that is due says where the tree runs, and nothing else can.
+            Event::Signal(_) | Event::FrontGone if self.is_going() => {}
             Event::Signal(signal) => self.holder.give_up(Cause::Signal(signal)),
             Event::FrontGone => self.holder.give_up(Cause::FrontKilled),
             Event::Asked(_) | Event::Silent(_) | Event::ChildEnded => {}
+        }
+    }
+
+    fn is_going(&self) -> bool {
+        self.peer.as_ref().is_some_and(Peer::is_going)
+    }
+
+    /// Has the peer hear something; what it complains of is suspected with this weight.
+    fn with_peer(&mut self, weight: Weight, hear: impl FnOnce(&mut Peer) -> Result<(), Cause>) {
+        if let Some(Err(cause)) = self.peer.as_mut().map(hear) {
+            self.holder.suspect(cause, weight);
         }
     }
 
@@ -276,7 +333,18 @@ impl Held {
         let ended = Cause::Ended(role, status);
         match role {
             Role::Capture if success => drop(self.stream.take()),
+            Role::Connection(index) => {
+                if self.peer.as_mut().is_some_and(|peer| peer.has_lost(index)) {
+                    let cause = match success {
+                        true => Cause::Unlinked(role, "it was closed".into()),
+                        false => ended,
+                    };
+                    self.holder.suspect(cause, Weight::Reader);
+                }
+            }
             Role::Capture => match self.stream.as_ref().is_some_and(Tap::reader_is_gone) {
+                // Its relay tells why.
+                true if self.peer.is_some() => {}
                 true if self.shards.is_empty() => self.suspect_reader(Role::Command(None)),
                 // shard-split tells why.
                 true => {}
@@ -285,6 +353,7 @@ impl Held {
             Role::Tar if success => self.files = None,
             Role::Split if success => self.shards.clear(),
             Role::Split => match self.shards.iter().position(Tap::reader_is_gone) {
+                Some(_) if self.peer.is_some() => {}
                 Some(index) => self.suspect_reader(Role::Command(Some(index))),
                 None => self.holder.suspect_filter(role, status),
             },
@@ -319,6 +388,12 @@ impl Held {
             self.question = None;
             return self.holder.press();
         }
+        if let Some(Err(cause)) = self.peer.as_mut().map(Peer::look_at_clock) {
+            return self.holder.fail(cause);
+        }
+        if self.is_going() {
+            return self.show();
+        }
         self.holder.settle(|cause, family| match cause {
             Cause::ReadTooLittle(role) => has_written(*role, family),
             _ => false,
@@ -327,8 +402,35 @@ impl Held {
             let awaited = self.awaited();
             return self.holder.fail(Cause::TimeLimit(self.plan.time_limit, awaited));
         }
-        self.let_go_if_safe();
+        match self.peer {
+            None => self.let_go_if_safe(),
+            Some(_) => self.go_on_with_peer(),
+        }
         self.show();
+    }
+
+    fn go_on_with_peer(&mut self) {
+        let Some(peer) = self.peer.as_mut().filter(|_| !self.holder.has_failed()) else { return };
+        if peer.begin_if_ready()
+            && let Err(cause) = self.start_pipeline()
+        {
+            return self.holder.fail(cause);
+        }
+        let may_go =
+            self.is_handed_over() && self.question.is_some() && !self.holder.is_suspicious();
+        let Some(peer) = &mut self.peer else { return };
+        if peer.is_prepared() && may_go {
+            // The front knows it before the other host does.
+            self.holder.events.reins().tell(Fact::Going);
+            if let Err(cause) = peer.go() {
+                self.holder.suspect(cause, Weight::Filter);
+            }
+        }
+        if peer.there() == There::Runs
+            && let Some(question) = self.question.take()
+        {
+            self.holder.let_go(question);
+        }
     }
 
     fn let_go_if_safe(&mut self) {
@@ -348,15 +450,23 @@ impl Held {
         }
     }
 
-    /// Whether all of the image has been taken by commands that have succeeded.
+    /// Whether all of the image was taken from CRIU, and passed on.
+    fn is_handed_over(&self) -> bool {
+        let is_split = self.plan.shards.get() == 1 || self.has_succeeded(Role::Split);
+        self.has_succeeded(Role::Capture) && is_split
+    }
+
+    /// Whether all of the image has been taken by commands that have succeeded, or the tree runs
+    /// at the other host.
     fn is_stored(&self) -> bool {
         let succeeded = |role| self.has_succeeded(role);
         let count = self.plan.shards.get();
-        let commands = match count {
-            1 => succeeded(Role::Command(None)),
-            _ => succeeded(Role::Split) && (0..count).all(|it| succeeded(Role::Command(Some(it)))),
+        let is_taken = match (&self.peer, count) {
+            (Some(peer), _) => peer.there() == There::Runs,
+            (None, 1) => succeeded(Role::Command(None)),
+            (None, _) => (0..count).all(|it| succeeded(Role::Command(Some(it)))),
         };
-        succeeded(Role::Capture) && commands
+        self.is_handed_over() && is_taken
     }
 
     /// Whether it is stored and, if that is asked for, was read back: image-extract has found all
@@ -380,9 +490,22 @@ impl Held {
 
     fn is_over(&self) -> bool {
         match self.holder.has_failed() {
-            false => self.holder.has_let_go && self.holder.family.status(Role::Criu).is_some(),
+            false => self.holder.has_let_go && self.thawed.is_some_and(|it| self.has_hung_up(it)),
             true => self.holder.has_ended(),
         }
+    }
+
+    /// Whether the connections have ended by themselves, since CRIU has, or will not.
+    fn has_hung_up(&self, thawed: Instant) -> bool {
+        let connections = match self.peer {
+            Some(_) => self.plan.shards.get(),
+            None => 0,
+        };
+        let is_running = |index: usize| {
+            let index = (connections > 1).then_some(index);
+            self.holder.family.running(Role::Connection(index)).is_some()
+        };
+        thawed.elapsed() >= GRACE || !(0..connections).any(is_running)
     }
 
     // --- Telling ----------------------------------------------------------------------------
@@ -393,6 +516,11 @@ impl Held {
         if self.holder.has_let_go {
             return "CRIU to let the tree go".into();
         }
+        if let Some(peer) = &self.peer
+            && (peer.is_connecting() || peer.is_going())
+        {
+            return format!("the answer of {}", peer.host());
+        }
         if self.verification == Verification::Goes {
             return "the image to be read back".into();
         }
@@ -400,13 +528,19 @@ impl Held {
             return "CRIU to ask".into();
         }
         if let Some(index) = self.shards.iter().position(Tap::is_filled) {
-            return Role::Command(Some(index)).to_string();
+            return self.taker(Some(index)).to_string();
         }
         if self.stream.as_ref().is_some_and(Tap::is_filled) && self.shards.is_empty() {
-            return Role::Command(None).to_string();
+            return self.taker(None).to_string();
         }
         if running(Role::Capture) || self.frozen.is_none() {
             return "CRIU's dump".into();
+        }
+        if let Some(peer) = &self.peer {
+            return match peer.is_prepared() {
+                true => "CRIU to ask".into(),
+                false => format!("the restore at {}", peer.host()),
+            };
         }
         let waiting = (0..self.plan.shards.get()).map(|it| Role::Command(Some(it)));
         let mut waiting = waiting.chain([Role::Command(None)]).filter(|role| running(*role));
@@ -414,6 +548,14 @@ impl Held {
             (Some(role), None) => role.to_string(),
             (Some(_), Some(_)) => "the commands".into(),
             _ => "shard-split".into(),
+        }
+    }
+
+    /// Who takes the image, or a shard of it.
+    fn taker(&self, index: Option<usize>) -> Role {
+        match self.peer {
+            Some(_) => Role::Connection(index),
+            None => Role::Command(index),
         }
     }
 
@@ -456,7 +598,18 @@ impl Held {
             image_is_safe: self.is_safe(),
             process: self.tree.root(),
             state: self.tree.state(),
+            there: self.there(),
             cause: self.holder.cause().map(Cause::to_string),
+        }
+    }
+
+    fn there(&self) -> Option<(String, There)> {
+        match &self.plan.destination {
+            Destination::Command(_) => None,
+            Destination::Host(route) => {
+                let there = self.peer.as_ref().map_or(There::No, Peer::there);
+                Some((route.to_string(), there))
+            }
         }
     }
 
@@ -473,20 +626,17 @@ impl Held {
         self.holder.explain(&self.log(), &format!("criu-dump-{}", report.process));
         self.holder.scratch.remove();
         let time = Seconds(report.frozen);
-        let (process, state) = (report.process, report.state);
         let outcome = match self.holder.cause() {
             None => {
                 let (bytes, rate) = (Bytes(report.bytes), Rate(report.bytes, report.frozen));
                 voice.last_unless_quiet(format_args!(
-                    "done: {bytes}, {rate}; frozen for {time}; process {process} {state}"
+                    "done: {bytes}, {rate}; frozen for {time}; {report}"
                 ));
                 Outcome::Status(0)
             }
             Some(cause) => {
                 let warning = self.warning();
-                voice.last(format_args!(
-                    "FAILED: {cause}{warning}; frozen for {time}; process {process} {state}"
-                ));
+                voice.last(format_args!("FAILED: {cause}{warning}; frozen for {time}; {report}"));
                 self.holder.failed_outcome()
             }
         };
@@ -502,7 +652,7 @@ impl Held {
         if self.holder.criu_was_killed() {
             warning += "; CRIU was killed: TCP connections of the tree may be dead";
         }
-        if self.is_safe() {
+        if self.is_safe() && self.peer.is_none() {
             warning += "; the image is whole";
         }
         warning

@@ -1,8 +1,10 @@
 //! What became of a checkpoint, for programs.
 
+use super::peer::There;
 use crate::tree::State;
 use nix::unistd::Pid;
 use serde::Serialize;
+use std::fmt;
 use std::time::Duration;
 use wire_format::ImageId;
 
@@ -25,6 +27,8 @@ pub(super) struct Report {
     pub(super) image_is_safe: bool,
     pub(super) process: Pid,
     pub(super) state: State,
+    /// The host that the tree goes to, and what is known of it there.
+    pub(super) there: Option<(String, There)>,
     pub(super) cause: Option<String>,
 }
 
@@ -33,8 +37,14 @@ struct Line<'a> {
     result: End,
     process: i32,
     process_state: &'static str,
-    image_id: String,
-    image_is_safe: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    host: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    runs_at_host: Option<There>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    image_id: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    image_is_safe: Option<bool>,
     bytes: u64,
     frozen_millis: u64,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -44,6 +54,8 @@ struct Line<'a> {
 impl Report {
     /// As one line of JSON.
     pub(super) fn json(&self) -> String {
+        // In a migration there is no image that anybody could name.
+        let is_stored = self.there.is_none();
         let line = Line {
             result: self.end,
             process: self.process.as_raw(),
@@ -52,13 +64,37 @@ impl Report {
                 State::Stopped => "stopped",
                 State::Gone => "gone",
             },
-            image_id: self.image.to_string(),
-            image_is_safe: self.image_is_safe,
+            host: self.there.as_ref().map(|(host, _)| host.as_str()),
+            runs_at_host: self.there.as_ref().map(|(_, there)| *there),
+            image_id: is_stored.then(|| self.image.to_string()),
+            image_is_safe: is_stored.then_some(self.image_is_safe),
             bytes: self.bytes,
             frozen_millis: self.frozen.as_millis() as u64,
             cause: self.cause.as_deref(),
         };
         // Numbers and strings in a struct: this has no way to fail.
         serde_json::to_string(&line).unwrap_or_default()
+    }
+}
+
+/// Where the tree is: the end of the last line.
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Report { process, state, .. } = self;
+        match &self.there {
+            None => write!(f, "process {process} {state}"),
+            Some((host, There::No)) => {
+                write!(f, "process {process} {state} here, and not at {host}")
+            }
+            Some((host, There::Perhaps)) => {
+                write!(
+                    f,
+                    "process {process} {state} here, and perhaps runs at {host} too: look there"
+                )
+            }
+            Some((host, There::Runs)) => {
+                write!(f, "process {process} {state} here, and runs at {host}")
+            }
+        }
     }
 }

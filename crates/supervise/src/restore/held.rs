@@ -1,8 +1,9 @@
 //! The restore goes on: what has happened so far, and what follows from it.
 
-use super::Plan;
 use super::image::Image;
+use super::peer::Peer;
 use super::report::{End, Report};
+use super::{Plan, Source};
 use crate::archive;
 use crate::cause::Cause;
 use crate::events::Event;
@@ -12,14 +13,16 @@ use crate::front::{AFTER_KILL, CRIU_GRACE, GRACE, Outcome, Reins};
 use crate::gate::{Gate, Question, Stage};
 use crate::holder::{Holder, Weight};
 use crate::ids;
+use crate::link::word::Word;
 use crate::scratch::Scratch;
 use crate::shell::{Part, Shell};
 use crate::stdio;
-use crate::tell::{Bytes, Rate, Seconds, Voice, print_line};
+use crate::tell::{Seconds, Voice, print_line};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use pipe_io::inherit::{self, Direction};
 use pipe_io::process;
+use pipe_io::{Bytes, Rate};
 use std::fs::{self, DirBuilder};
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::DirBuilderExt;
@@ -40,7 +43,9 @@ pub(super) struct Held {
     criu: PathBuf,
     shell: Shell,
     holder: Holder,
-    /// What the commands write into, each until its command has succeeded.
+    /// The other host, if the tree comes from one.
+    peer: Option<Peer>,
+    /// What the commands or the connections write into, each until its part is whole.
     parts: Vec<Option<Tap>>,
     /// What `shard-merge` writes into, until it has succeeded.
     merged: Option<Tap>,
@@ -72,6 +77,7 @@ impl Held {
             criu,
             shell,
             holder: Holder::new(voice, reins, scratch),
+            peer: None,
             parts: Vec::new(),
             merged: None,
             ids: None,
@@ -115,10 +121,21 @@ impl Held {
     // --- Starting ---------------------------------------------------------------------------
 
     fn start_pipeline(&mut self) -> Result<(), Cause> {
-        let image = match self.plan.command.clone() {
-            None => None,
-            Some(command) => Some(self.start_commands(&command)?),
+        let parts = match std::mem::replace(&mut self.plan.source, Source::Stdin) {
+            Source::Stdin => Vec::new(),
+            Source::Command(text) => self.start_commands(&text)?,
+            Source::Link(arrival) => {
+                let (peer, taps, parts) = Peer::receive(arrival, &mut self.holder)?;
+                (self.peer, self.parts) = (Some(peer), taps);
+                parts
+            }
         };
+        let image = self.join(parts)?;
+        self.start_server(image)?;
+        self.peer.as_mut().map_or(Ok(()), Peer::say_ready)
+    }
+
+    fn start_server(&mut self, image: Option<OwnedFd>) -> Result<(), Cause> {
         let stdin = image.map_or_else(Stdio::inherit, Stdio::from);
         let directory = self.images();
         if self.plan.by_directory {
@@ -135,8 +152,8 @@ impl Held {
         })
     }
 
-    /// Starts what writes the image, and returns where it comes out.
-    fn start_commands(&mut self, text: &str) -> Result<OwnedFd, Cause> {
+    /// Starts what writes the image, and returns where its parts come out.
+    fn start_commands(&mut self, text: &str) -> Result<Vec<OwnedFd>, Cause> {
         let count = self.plan.shards.get();
         let mut readers = Vec::new();
         for index in 0..count {
@@ -155,17 +172,22 @@ impl Held {
             self.parts.push(Some(tap));
             readers.push(read);
         }
-        if count == 1 {
-            return Ok(readers.remove(0));
+        Ok(readers)
+    }
+
+    /// Puts the parts of an image together, and returns where it comes out.
+    fn join(&mut self, mut parts: Vec<OwnedFd>) -> Result<Option<OwnedFd>, Cause> {
+        if parts.len() <= 1 {
+            return Ok(parts.pop());
         }
         let (tap, image) = Tap::new().map_err(Cause::System)?;
-        let shards: Vec<&OwnedFd> = readers.iter().collect();
+        let shards: Vec<&OwnedFd> = parts.iter().collect();
         self.holder.start_with_shards(Role::Merge, "shard-merge", &shards, |command| {
             command.stdout(tap.writer()?);
             Ok(())
         })?;
         self.merged = Some(tap);
-        Ok(image)
+        Ok(Some(image))
     }
 
     /// Where CRIU and the filter meet.
@@ -228,6 +250,7 @@ impl Held {
                 let name = line.trim_start_matches("unread ").to_owned();
                 self.holder.give_up(Cause::Lost(name));
             }
+            Event::Line(Role::Relay(index), line) => self.hear_relay(index, &line),
             Event::Line(role, line) => match bytes_in(&line) {
                 Some(bytes) if matches!(role, Role::Serve | Role::Extract) => self.bytes = bytes,
                 Some(_) => {}
@@ -247,6 +270,20 @@ impl Held {
             Event::Signal(signal) => self.holder.give_up(Cause::Signal(signal)),
             Event::FrontGone => self.holder.give_up(Cause::FrontKilled),
             Event::Asked(_) | Event::Silent(_) | Event::ChildEnded => {}
+        }
+    }
+
+    fn hear_relay(&mut self, index: Option<usize>, line: &str) {
+        let Some(peer) = &mut self.peer else { return };
+        match peer.hear(index, line) {
+            Ok(true) => {
+                if let Some(tap) = self.parts.get_mut(index.unwrap_or(0)) {
+                    *tap = None;
+                }
+            }
+            Ok(false) => {}
+            // At the latest when the tree runs, the other end has no more to say.
+            Err(cause) => self.holder.give_up(cause),
         }
     }
 
@@ -295,6 +332,9 @@ impl Held {
         match role {
             Role::Criu if success && self.holder.has_let_go => {
                 self.restored = Some(Instant::now());
+                if let Some(peer) = &mut self.peer {
+                    peer.say_end(&Word::Restored);
+                }
                 return;
             }
             Role::Tree => self.tree_ended = Some(status),
@@ -377,6 +417,8 @@ impl Held {
             return self.holder.fail(Cause::TimeLimit(self.plan.time_limit, awaited.into()));
         }
         if self.is_whole()
+            && self.question.is_some()
+            && self.may_run()
             && let Some(question) = self.question.take()
         {
             if let Some(root) = self.root.filter(|_| self.plan.wait) {
@@ -385,6 +427,16 @@ impl Held {
             self.holder.let_go(question);
         }
         self.show();
+    }
+
+    /// Whether nobody else holds it: another host says so when it is told that all is prepared.
+    fn may_run(&mut self) -> bool {
+        let Some(peer) = &mut self.peer else { return true };
+        if let Err(cause) = peer.say_prepared() {
+            self.holder.fail(cause);
+            return false;
+        }
+        peer.may_go()
     }
 
     /// Whether those who have brought the image say that this was all.
@@ -410,8 +462,9 @@ impl Held {
     /// What is waited for.
     fn awaited(&self) -> &'static str {
         match self.holder.family.running(Role::Criu) {
+            Some(_) if self.peer.is_some() && self.question.is_some() => "the other end",
             Some(_) => "CRIU's restore",
-            None if self.is_whole() && self.plan.command.is_some() => "image-serve",
+            None if self.is_whole() && !self.parts.is_empty() => "image-serve",
             None => "the image",
         }
     }
@@ -477,7 +530,7 @@ impl Held {
     }
 
     /// The last line, and what stands before it.
-    fn tell(self, told: bool) -> Outcome {
+    fn tell(mut self, told: bool) -> Outcome {
         if self.restored.is_some() && !told {
             self.tell_restored();
         }
@@ -486,6 +539,12 @@ impl Held {
         if let Some(cause) = self.holder.cause() {
             let (left, state) = (self.holder.left_over(), self.state());
             self.holder.voice.last(format_args!("FAILED: {cause}{left}; {state}"));
+            if let Some(peer) = &mut self.peer {
+                peer.say_end(&match self.holder.has_let_go {
+                    true => Word::Unsure(format!("{cause}; {state}")),
+                    false => Word::Failed(cause.to_string()),
+                });
+            }
             self.print_report();
             return self.holder.failed_outcome();
         }

@@ -1,0 +1,108 @@
+//! Here: the tree is dumped, and killed when it runs at the other end.
+
+use crate::usage::{UsageError, wrong};
+use crate::{Args, NAME};
+use nix::unistd::Pid;
+use pipe_io::inherit::{self, Direction};
+use std::ffi::OsString;
+use std::num::NonZeroUsize;
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+use supervise::checkpoint::{self, Destination, Plan};
+use supervise::criu_options::{self, CriuOptions, Split};
+use supervise::link::{Connect, Route};
+use supervise::shell::{criu_to_use, mentions_shard};
+use supervise::tell::Voice;
+
+/// Carries it out, and returns how this process is to end.
+pub(crate) fn run(args: Args, split: Split) -> ExitCode {
+    let voice = Voice::new(NAME, args.quiet, args.verbose);
+    match plan(args, split) {
+        Ok(plan) => checkpoint::run(plan, voice).unwrap_or_else(|error| cli::failed(NAME, error)),
+        Err(error) => wrong(error),
+    }
+}
+
+fn plan(args: Args, mut split: Split) -> Result<Plan, UsageError> {
+    let time_limit = Duration::from_secs(args.time_limit.into());
+    let route = Route {
+        connect: connect(&args, &mut split)?,
+        verbose: args.verbose,
+        time_limit,
+        connections: usize::from(args.shards.get()),
+        restore_options: restore_options(&args)?,
+    };
+    must_move(&split.criu)?;
+    Ok(Plan {
+        tree: Pid::from_raw(args.tree.unwrap_or(0)),
+        leave_running: false,
+        logs: args.images_dir.clone(),
+        shards: NonZeroUsize::from(args.shards),
+        destination: Destination::Host(route),
+        verify: None,
+        files: files(&args)?,
+        time_limit,
+        criu_options: split.criu,
+        criu: criu_to_use(),
+        json: json(&args)?,
+    })
+}
+
+/// A host, or one argument after `--`.
+fn connect(args: &Args, split: &mut Split) -> Result<Connect, UsageError> {
+    let command = split.behind.take();
+    if command.is_none()
+        && let Some(host) = split.criu.take_operand()
+    {
+        let options = args.ssh_option.iter().map(OsString::from).collect();
+        return Ok(Connect::Ssh { host, options });
+    }
+    if let Some(word) = split.criu.words.pop() {
+        return Err(UsageError::Word(word));
+    }
+    let command = match command.as_deref() {
+        Some([command]) => command.clone().into_string().map_err(|_| UsageError::NoText)?,
+        Some(_) => return Err(UsageError::Command),
+        None => return Err(UsageError::Host),
+    };
+    let tells_apart = command.contains("RECEIVE") || mentions_shard(&command);
+    if args.shards.get() > 1 && !tells_apart {
+        return Err(UsageError::OneConnection);
+    }
+    Ok(Connect::Command(command))
+}
+
+/// They are for the shell over there. What would be refused there is found here, unless it is
+/// quoted.
+fn restore_options(args: &Args) -> Result<String, UsageError> {
+    let words = args.restore_options.split_whitespace().map(OsString::from);
+    let split = criu_options::split(words, &cli::options::<Args>());
+    must_move(&split.map_err(UsageError::RestoreOption)?.criu)?;
+    Ok(args.restore_options.clone())
+}
+
+fn must_move(options: &CriuOptions) -> Result<(), UsageError> {
+    match (options.leaves_tree, options.shell_job) {
+        (true, _) => Err(UsageError::Stays),
+        (_, true) => Err(UsageError::Terminal),
+        (false, false) => Ok(()),
+    }
+}
+
+fn files(args: &Args) -> Result<Vec<PathBuf>, UsageError> {
+    let absolute =
+        |path: &PathBuf| std::path::absolute(path).map_err(|_| UsageError::Path(path.clone()));
+    args.fs.iter().map(absolute).collect()
+}
+
+/// Where the line of JSON goes.
+fn json(args: &Args) -> Result<Option<OwnedFd>, UsageError> {
+    let fd = args.json_fd.map(|fd| fd.0).or(args.json.then_some(1));
+    let open = |fd| {
+        let file = inherit::duplicate(fd, Direction::Output);
+        file.map_err(|refusal| UsageError::Json(fd, refusal))
+    };
+    fd.map(open).transpose()
+}

@@ -1,0 +1,182 @@
+//! Where the image is kept: whether there is one, and the commands that store and fetch it.
+
+use std::fmt;
+use std::io::{self, ErrorKind, Read};
+use std::path::{Path, PathBuf};
+use std::process::{ExitStatus, Stdio};
+use supervise::family::HasEnded;
+use supervise::shell::{Part, Shell};
+
+/// How the image is stored and fetched.
+#[derive(Clone, Debug)]
+pub(crate) struct Image {
+    pub(crate) save: String,
+    pub(crate) load: String,
+    how_to_see: HowToSee,
+}
+
+#[derive(Clone, Debug)]
+enum HowToSee {
+    /// By this file.
+    File(PathBuf),
+    /// By this command's status.
+    Command(String),
+    /// By whether there is something to load.
+    Load,
+}
+
+/// Why it cannot be known whether there is an image.
+#[derive(Debug)]
+pub(crate) enum Unknown {
+    File(PathBuf, io::Error),
+    Directory(PathBuf),
+    Command(&'static str, ExitStatus),
+    System(&'static str, io::Error),
+}
+
+impl Image {
+    /// An image in a file, whose path is absolute.
+    pub(crate) fn in_file(path: &Path) -> Image {
+        let quoted = quote(&path.to_string_lossy());
+        let (pack, unpack) = match path.extension().and_then(|it| it.to_str()) {
+            Some("zst") => ("zstd -q --check -c", "zstd -q -dc"),
+            Some("lz4") => ("lz4 -q -c", "lz4 -q -dc"),
+            Some("gz") => ("gzip -c", "gzip -dc"),
+            _ => ("cat", "cat"),
+        };
+        let directory = path.parent().unwrap_or(Path::new("/"));
+        let directory = quote(&directory.to_string_lossy());
+        Image {
+            // The old one stays until the new one is whole and on the disk.
+            save: format!(
+                "new={quoted}.new; trap 'rm -f \"$new\"' EXIT; \
+                 {pack} > \"$new\" && sync \"$new\" && mv -f \"$new\" {quoted} && sync {directory}"
+            ),
+            load: format!("{unpack} < {quoted}"),
+            how_to_see: HowToSee::File(path.to_owned()),
+        }
+    }
+
+    /// An image behind commands.
+    pub(crate) fn behind(save: String, load: String, exists: Option<String>) -> Image {
+        let how_to_see = exists.map_or(HowToSee::Load, HowToSee::Command);
+        Image { save, load, how_to_see }
+    }
+
+    /// Whether there is one.
+    pub(crate) fn exists(&self, shell: &Shell, shards: usize) -> Result<bool, Unknown> {
+        match &self.how_to_see {
+            HowToSee::File(path) => match path.metadata() {
+                Ok(_) => Ok(true),
+                Err(error) if error.kind() == ErrorKind::NotFound => match path.parent() {
+                    // A disk that is not mounted has no image, but nobody knows that.
+                    Some(directory) if !directory.is_dir() => {
+                        Err(Unknown::Directory(directory.to_owned()))
+                    }
+                    _ => Ok(false),
+                },
+                Err(error) => Err(Unknown::File(path.clone(), error)),
+            },
+            HowToSee::Command(command) => {
+                let mut command = shell.command(command, whole(), &[0, 1]);
+                command.stdin(Stdio::null()).stdout(Stdio::null());
+                let status =
+                    command.status().map_err(|error| Unknown::System("--exists", error))?;
+                match status.code() {
+                    Some(0) => Ok(true),
+                    Some(1) => Ok(false),
+                    _ => Err(Unknown::Command("--exists", status)),
+                }
+            }
+            HowToSee::Load => self.loads_something(shell, shards),
+        }
+    }
+
+    /// Begins to load. What writes nothing and succeeds has nothing.
+    fn loads_something(&self, shell: &Shell, shards: usize) -> Result<bool, Unknown> {
+        let system = |error| Unknown::System("--load", error);
+        let part = Part { shard: (shards > 1).then_some((0, shards)), image: None };
+        let mut command = shell.command(&self.load, part, &[0, 1]);
+        command.stdin(Stdio::null()).stdout(Stdio::piped());
+        let mut child = command.spawn().map_err(system)?;
+        let mut byte = [0];
+        let something = match &mut child.stdout.take() {
+            Some(output) => output.read(&mut byte).map_err(system)? > 0,
+            None => false,
+        };
+        if something {
+            let _ = child.kill();
+            child.wait().map_err(system)?;
+            return Ok(true);
+        }
+        match child.wait().map_err(system)? {
+            status if status.success() => Ok(false),
+            status => Err(Unknown::Command("--load", status)),
+        }
+    }
+}
+
+fn whole() -> Part {
+    Part { shard: None, image: None }
+}
+
+/// For a shell: everything between two quotes stands for itself.
+fn quote(text: &str) -> String {
+    format!("'{}'", text.replace('\'', r"'\''"))
+}
+
+impl fmt::Display for Unknown {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("cannot know whether there is an image: ")?;
+        match self {
+            Unknown::File(path, error) => {
+                write!(f, "{}: {}", path.display(), pipe_io::reason(error))
+            }
+            Unknown::Directory(path) => write!(f, "{}: no such directory", path.display()),
+            Unknown::Command(option, status) => {
+                write!(f, "the command of {option} {}", HasEnded(*status))
+            }
+            Unknown::System(option, error) => {
+                write!(f, "the command of {option}: {}", pipe_io::reason(error))
+            }
+        }
+    }
+}
+
+impl std::error::Error for Unknown {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_with_quotes_is_a_name() {
+        assert_eq!(quote("it's"), r"'it'\''s'");
+    }
+
+    #[test]
+    fn nothing_is_known_of_a_directory_that_is_not_there() {
+        let image = Image::in_file(Path::new("/no/such/directory/x.img"));
+        assert!(matches!(image.exists(&Shell::Sh, 1), Err(Unknown::Directory(_))));
+    }
+
+    #[test]
+    fn a_status_other_than_0_and_1_is_no_answer() {
+        let exists = |command: &str| {
+            Image::behind(String::new(), String::new(), Some(command.into())).exists(&Shell::Sh, 1)
+        };
+        assert!(exists("true").unwrap());
+        assert!(!exists("exit 1").unwrap());
+        assert!(matches!(exists("exit 255"), Err(Unknown::Command(..))));
+    }
+
+    #[test]
+    fn nothing_to_load_is_no_image_and_a_failure_is_no_answer() {
+        let exists = |command: &str| {
+            Image::behind(String::new(), command.into(), None).exists(&Shell::Sh, 1)
+        };
+        assert!(exists("yes").unwrap());
+        assert!(!exists("true").unwrap());
+        assert!(matches!(exists("exit 1"), Err(Unknown::Command(..))));
+    }
+}

@@ -1,0 +1,512 @@
+//! The life of a program: started or restored, checkpointed now and then, and ended.
+
+use crate::program::{self, StandardDescriptors};
+use crate::report::{Event, Figures, Teller};
+use crate::usage::Plan;
+use crate::{NAME, OnFailure};
+use nix::sys::prctl;
+use nix::sys::resource::{Resource, setrlimit};
+use nix::sys::signal::{SigSet, Signal, kill, raise};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+use nix::unistd::Pid;
+use pipe_io::pipe::Pipe;
+use pipe_io::poll::{self, PollFd, PollFlags};
+use pipe_io::process;
+use serde::Deserialize;
+use std::ffi::OsString;
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::process::ExitStatusExt;
+use std::process::{Command, ExitCode, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+use supervise::family::HasEnded;
+use supervise::filters::{self, lending};
+use supervise::shell::Shell;
+
+/// The exit status when `criu-run` itself has failed, and the program was not started: that of
+/// `timeout` and `env`.
+pub(crate) const OWN_FAILURE: u8 = 125;
+
+/// How long the last output, and the commands of events, are waited for.
+const LAST: Duration = Duration::from_secs(5);
+
+/// Runs the program to its end, or to a checkpoint.
+pub(crate) fn live(plan: Plan) -> ExitCode {
+    process::keep_statuses_of_children();
+    let voice = plan.voice;
+    let fail = |reason: String| {
+        voice.last(reason);
+        ExitCode::from(OWN_FAILURE)
+    };
+    for name in ["criu-checkpoint", "criu-restore"] {
+        if filters::path_of(name).is_none() {
+            return fail(format!("{name}: not found"));
+        }
+    }
+    if let Err(error) = program::check_descriptors() {
+        return cli::wrong_usage(NAME, error);
+    }
+    // As process 1 of a container, and for what a program without a namespace leaves behind.
+    let _ = prctl::set_child_subreaper(true);
+    let shell = Shell::find();
+    let exists = match plan.fresh {
+        true => Ok(false),
+        false => plan.image.exists(&shell, plan.shards.get()),
+    };
+    let exists = match exists {
+        Ok(exists) => exists,
+        Err(unknown) => return fail(unknown.to_string()),
+    };
+    let signals = match take_signals() {
+        Ok(signals) => signals,
+        Err(error) => return fail(pipe_io::reason(&error)),
+    };
+    let teller = Teller {
+        voice,
+        json: plan.json,
+        quiet: plan.quiet,
+        command: plan.on_event.clone(),
+        shell,
+        began: Instant::now(),
+        running: Vec::new(),
+    };
+    match Life::begin(plan, teller, signals, exists) {
+        Ok(life) => life.run(),
+        Err((status, reason)) => {
+            voice.last(reason);
+            ExitCode::from(status)
+        }
+    }
+}
+
+/// All signals that have a name, but those that say that this program itself is wrong, or that stop
+/// and continue it.
+fn take_signals() -> io::Result<SignalFd> {
+    let mut signals = SigSet::all();
+    for signal in [
+        Signal::SIGSEGV,
+        Signal::SIGBUS,
+        Signal::SIGFPE,
+        Signal::SIGILL,
+        Signal::SIGABRT,
+        Signal::SIGTRAP,
+        Signal::SIGSYS,
+        Signal::SIGTSTP,
+        Signal::SIGTTIN,
+        Signal::SIGTTOU,
+        Signal::SIGPIPE,
+    ] {
+        signals.remove(signal);
+    }
+    signals.thread_block()?;
+    Ok(SignalFd::with_flags(&signals, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?)
+}
+
+/// Who stands for the program: who gets its signals, and whose end is its end.
+struct Stand {
+    pid: Pid,
+    /// Whether it is process 1 of the program's namespace, whose status may stand for a signal.
+    is_init: bool,
+}
+
+struct Life {
+    plan: Plan,
+    teller: Teller,
+    signals: SignalFd,
+    stand: Stand,
+    /// The root of the tree, when it is known: after a restore, when that is done.
+    root: Option<Pid>,
+    relays: Vec<Pid>,
+    /// What criu-restore or criu-checkpoint writes its result to.
+    result: Option<File>,
+    text: Vec<u8>,
+    restoring: bool,
+    checkpoint: Option<Checkpoint>,
+    /// The signal that asked for a checkpoint, and when.
+    asked: Option<(Signal, Instant)>,
+    last_snapshot: Instant,
+    ended: Option<ExitStatus>,
+}
+
+struct Checkpoint {
+    pid: Pid,
+    snapshot: bool,
+    /// Its result, when it has come.
+    result: Option<Outcome>,
+}
+
+/// The result of criu-checkpoint or criu-restore.
+#[derive(Clone, Debug, Deserialize)]
+struct Outcome {
+    result: String,
+    process: Option<i32>,
+    #[serde(default)]
+    bytes: u64,
+    #[serde(default)]
+    frozen_millis: u64,
+    cause: Option<String>,
+}
+
+impl Life {
+    fn begin(
+        plan: Plan,
+        mut teller: Teller,
+        signals: SignalFd,
+        exists: bool,
+    ) -> Result<Life, (u8, String)> {
+        let descriptors = StandardDescriptors::prepare();
+        let mut descriptors =
+            descriptors.map_err(|error| (error.exit_status(), error.to_string()))?;
+        let relays = std::mem::take(&mut descriptors.relays);
+        let (stand, root, result) = if exists {
+            let failed = |error: io::Error| {
+                (OWN_FAILURE, format!("criu-restore: {}", pipe_io::reason(&error)))
+            };
+            let (pid, result) = restore(&plan, descriptors).map_err(failed)?;
+            (Stand { pid, is_init: false }, None, Some(result))
+        } else {
+            let started = program::start(&plan.program, descriptors)
+                .map_err(|error| (error.exit_status(), error.to_string()))?;
+            teller.tell(&Event::Started { process: started.root.as_raw() });
+            if !started.has_namespace {
+                teller.voice.note("no PID namespace: the program's ids must be free at a restore");
+            }
+            let stand = Stand { pid: started.root, is_init: started.has_namespace };
+            (stand, Some(started.root), None)
+        };
+        Ok(Life {
+            plan,
+            teller,
+            signals,
+            stand,
+            root,
+            relays,
+            result,
+            text: Vec::new(),
+            restoring: exists,
+            checkpoint: None,
+            asked: None,
+            last_snapshot: Instant::now(),
+            ended: None,
+        })
+    }
+
+    fn run(mut self) -> ExitCode {
+        loop {
+            self.wait();
+            for signal in self.taken_signals() {
+                self.take_signal(signal);
+            }
+            self.hear();
+            while let Ok(Some((pid, status))) = process::reap_any() {
+                self.take_end(pid, status);
+            }
+            if let Some(code) = self.go_on() {
+                return code;
+            }
+        }
+    }
+
+    fn wait(&self) {
+        let mut fds = vec![PollFd::new(self.signals.as_fd(), PollFlags::POLLIN)];
+        fds.extend(self.result.iter().map(|it| PollFd::new(it.as_fd(), PollFlags::POLLIN)));
+        let limit = match self.plan.every.filter(|_| self.may_take_snapshot()) {
+            Some(every) => every.saturating_sub(self.last_snapshot.elapsed()),
+            None => Duration::from_secs(60),
+        };
+        if poll::wait_for(&mut fds, limit).is_err() {
+            std::thread::sleep(Duration::from_millis(100));
+        }
+    }
+
+    fn taken_signals(&self) -> Vec<Signal> {
+        let mut signals = Vec::new();
+        while let Ok(Some(taken)) = self.signals.read_signal() {
+            signals.extend(Signal::try_from(taken.ssi_signo as i32));
+        }
+        signals
+    }
+
+    fn take_signal(&mut self, signal: Signal) {
+        match signal {
+            Signal::SIGCHLD => {}
+            signal if signal == self.plan.checkpoint_on => {
+                self.asked.get_or_insert((signal, Instant::now()));
+                // A snapshot that goes on has no time any more.
+                if let Some(checkpoint) = self.checkpoint.as_ref().filter(|it| it.snapshot) {
+                    let _ = kill(checkpoint.pid, Signal::SIGTERM);
+                }
+                // A restore that is not done has changed nothing: the image is as it was.
+                if self.restoring {
+                    let _ = kill(self.stand.pid, Signal::SIGTERM);
+                }
+            }
+            signal => _ = kill(self.stand.pid, signal),
+        }
+    }
+
+    /// Hears the result of criu-restore or criu-checkpoint.
+    fn hear(&mut self) {
+        let Some(file) = &mut self.result else { return };
+        if !poll::is_readable(&*file).unwrap_or(false) {
+            return;
+        }
+        let mut buffer = [0; 4096];
+        match file.read(&mut buffer) {
+            Ok(read @ 1..) => self.text.extend(buffer.iter().take(read)),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Ok(_) | Err(_) => self.result = None,
+        }
+        while let Some(end) = self.text.iter().position(|byte| *byte == b'\n') {
+            let line: Vec<u8> = self.text.drain(..=end).collect();
+            if let Ok(outcome) = serde_json::from_slice(&line) {
+                self.take_outcome(outcome);
+            }
+        }
+    }
+
+    fn take_outcome(&mut self, outcome: Outcome) {
+        if let Some(checkpoint) = &mut self.checkpoint {
+            checkpoint.result = Some(outcome);
+        } else if self.restoring && outcome.result == "restored" {
+            self.restoring = false;
+            self.root = outcome.process.map(Pid::from_raw);
+            self.last_snapshot = Instant::now();
+            let process = outcome.process.unwrap_or(0);
+            self.teller.tell(&Event::Restored { process });
+        }
+    }
+
+    fn take_end(&mut self, pid: Pid, status: ExitStatus) {
+        self.relays.retain(|relay| *relay != pid);
+        self.teller.running.retain(|command| *command != pid);
+        if pid == self.stand.pid {
+            self.ended = Some(status);
+        } else if self.checkpoint.as_ref().is_some_and(|it| it.pid == pid)
+            && let Some(checkpoint) = self.checkpoint.take()
+        {
+            // Its result may have come with its end.
+            self.checkpoint = Some(checkpoint);
+            self.hear();
+            if let Some(checkpoint) = self.checkpoint.take() {
+                self.result = None;
+                self.take_checkpoint(checkpoint, status);
+            }
+        }
+    }
+
+    fn take_checkpoint(&mut self, checkpoint: Checkpoint, status: ExitStatus) {
+        let outcome = checkpoint.result;
+        let figures = outcome.as_ref().map_or_else(Figures::default, |it| Figures {
+            bytes: it.bytes,
+            frozen_millis: it.frozen_millis,
+        });
+        self.last_snapshot = Instant::now();
+        match (status.success(), checkpoint.snapshot) {
+            (true, true) => self.teller.tell(&Event::Snapshot(figures)),
+            (true, false) => {
+                self.teller.tell(&Event::Checkpointed(figures));
+                self.asked = None;
+                self.root = None;
+            }
+            (false, snapshot) => {
+                let cause = outcome.and_then(|it| it.cause);
+                let cause = cause.unwrap_or_else(|| HasEnded(status).to_string());
+                self.teller.tell(&Event::Failed { snapshot, cause });
+                if let (false, Some((signal, _))) = (snapshot, self.asked.take())
+                    && self.plan.on_failure == OnFailure::Pass
+                {
+                    let _ = kill(self.stand.pid, signal);
+                }
+            }
+        }
+    }
+
+    fn may_take_snapshot(&self) -> bool {
+        self.root.is_some() && self.checkpoint.is_none() && self.asked.is_none()
+    }
+
+    /// Begins what is due; the exit status when all is over.
+    fn go_on(&mut self) -> Option<ExitCode> {
+        // A checkpoint that goes on says what the program's end means.
+        if self.checkpoint.is_some() {
+            return None;
+        }
+        if let Some(status) = self.ended {
+            return Some(self.end(status));
+        }
+        if let (Some((_, since)), Some(root)) = (self.asked, self.root) {
+            let left = self.plan.deadline.saturating_sub(since.elapsed());
+            self.begin_checkpoint(root, false, left);
+        } else if let Some(every) = self.plan.every
+            && let Some(root) = self.root.filter(|_| self.may_take_snapshot())
+            && self.last_snapshot.elapsed() >= every
+        {
+            self.begin_checkpoint(root, true, Duration::from_secs(3600));
+        }
+        None
+    }
+
+    fn begin_checkpoint(&mut self, root: Pid, snapshot: bool, limit: Duration) {
+        self.teller.tell(&Event::Freezing { snapshot });
+        match checkpoint(&self.plan, root, snapshot, limit) {
+            Ok((pid, result)) => {
+                self.text.clear();
+                self.result = Some(result);
+                self.checkpoint = Some(Checkpoint { pid, snapshot, result: None });
+            }
+            Err(error) => {
+                let cause = pipe_io::reason(&error);
+                self.teller.voice.say(format_args!("criu-checkpoint: {cause}"));
+                self.last_snapshot = Instant::now();
+                self.teller.tell(&Event::Failed { snapshot, cause });
+                if let (false, Some((signal, _))) = (snapshot, self.asked.take())
+                    && self.plan.on_failure == OnFailure::Pass
+                {
+                    let _ = kill(self.stand.pid, signal);
+                }
+            }
+        }
+    }
+
+    /// Ends as the program did, or because it was checkpointed.
+    fn end(&mut self, status: ExitStatus) -> ExitCode {
+        // Not let go by a checkpoint: that takes the root with it.
+        let checkpointed = self.root.is_none() && !self.restoring;
+        if self.restoring {
+            return self.end_without_restore(status);
+        }
+        if checkpointed {
+            self.let_output_end();
+            return ExitCode::from(self.plan.checkpointed_status);
+        }
+        let (code, signal) = self.as_program(status);
+        self.teller.tell(&Event::Ended { status: i32::from(code) });
+        self.let_output_end();
+        match signal {
+            Some(signal) => die_of(signal, code),
+            None => ExitCode::from(code),
+        }
+    }
+
+    fn end_without_restore(&mut self, status: ExitStatus) -> ExitCode {
+        self.let_output_end();
+        if self.asked.is_some() {
+            // It was asked to go before it was back: the image is as it was.
+            self.teller.tell(&Event::Checkpointed(Figures::default()));
+            return ExitCode::from(self.plan.checkpointed_status);
+        }
+        let ended = HasEnded(status);
+        self.teller.voice.last(format_args!(
+            "not restored: criu-restore {ended}; the image is kept (--fresh starts the program anew)"
+        ));
+        ExitCode::from(OWN_FAILURE)
+    }
+
+    /// The program's exit status, or its signal and the status that a shell shows for that.
+    fn as_program(&self, status: ExitStatus) -> (u8, Option<Signal>) {
+        let code = status.code().and_then(|code| u8::try_from(code).ok());
+        let number = match (code, status.signal()) {
+            (_, Some(number)) => number,
+            (Some(code), None) if code > 128 && self.stand.is_init => i32::from(code) - 128,
+            (Some(code), None) => return (code, None),
+            (None, None) => return (u8::MAX, None),
+        };
+        ((128 + number) as u8, Signal::try_from(number).ok())
+    }
+
+    /// The relays end with the output. What lives on without the program may hold it open.
+    fn let_output_end(&mut self) {
+        let until = Instant::now() + LAST;
+        while !(self.relays.is_empty() && self.teller.running.is_empty()) && Instant::now() < until
+        {
+            let mut fds = [PollFd::new(self.signals.as_fd(), PollFlags::POLLIN)];
+            let _ = poll::wait_for(&mut fds, Duration::from_millis(50));
+            self.taken_signals();
+            while let Ok(Some((pid, _))) = process::reap_any() {
+                self.relays.retain(|relay| *relay != pid);
+                self.teller.running.retain(|command| *command != pid);
+            }
+        }
+    }
+}
+
+/// Ends this process by a signal, without a core of its own.
+fn die_of(signal: Signal, status: u8) -> ExitCode {
+    let _ = setrlimit(Resource::RLIMIT_CORE, 0, 0);
+    let mut this = SigSet::empty();
+    this.add(signal);
+    let _ = this.thread_unblock();
+    let _ = raise(signal);
+    // Ignored, or the first process of a PID namespace.
+    ExitCode::from(status)
+}
+
+/// A command of this family that is about to be started, and what its result comes out of.
+struct Prepared {
+    command: Command,
+    result: OwnedFd,
+    /// What it writes the result to.
+    write: OwnedFd,
+}
+
+impl Prepared {
+    /// With options that both commands have, and CRIU's.
+    fn new(name: &str, plan: &Plan, words: Vec<OsString>, text: &str) -> io::Result<Prepared> {
+        let Pipe { read, write } = Pipe::new()?;
+        let mut command = Command::new(filters::path_of(name).ok_or(io::ErrorKind::NotFound)?);
+        command.args(words).arg("--json-fd").arg(write.as_raw_fd().to_string());
+        if plan.shards.get() > 1 {
+            command.arg("--shards").arg(plan.shards.to_string());
+        }
+        if plan.quiet || plan.json {
+            command.arg("--quiet");
+        }
+        if plan.verbose {
+            command.arg("--verbose");
+        }
+        command.args(&plan.criu_options).arg("--").arg(text);
+        Ok(Prepared { command, result: read, write })
+    }
+
+    fn start(mut self) -> io::Result<(Pid, File)> {
+        process::in_a_new_session(&mut self.command);
+        let child = lending(&[&self.write], || self.command.spawn())?;
+        Ok((Pid::from_raw(child.id() as i32), File::from(self.result)))
+    }
+}
+
+/// Starts criu-checkpoint.
+fn checkpoint(plan: &Plan, root: Pid, snapshot: bool, limit: Duration) -> io::Result<(Pid, File)> {
+    let mut words: Vec<OsString> = vec!["--tree".into(), root.to_string().into()];
+    // Less than a second is no time to try.
+    words.extend(["--time-limit".into(), limit.as_secs().max(1).to_string().into()]);
+    if snapshot {
+        words.push("--leave-running".into());
+    }
+    for path in &plan.files {
+        words.extend(["--fs".into(), path.into()]);
+    }
+    // The copy of ourselves that is process 1 is a file without a name.
+    if !plan.criu_options.iter().any(|it| it == "--ghost-limit") {
+        words.extend(["--ghost-limit".into(), "64M".into()]);
+    }
+    let mut prepared = Prepared::new("criu-checkpoint", plan, words, &plan.image.save)?;
+    let stderr = io::stderr().as_fd().try_clone_to_owned()?;
+    prepared.command.stdin(Stdio::null()).stdout(stderr);
+    process::as_our_caller(&mut prepared.command, &[0, 1]);
+    prepared.start()
+}
+
+/// Starts criu-restore, which stays until the program ends.
+fn restore(plan: &Plan, descriptors: StandardDescriptors) -> io::Result<(Pid, File)> {
+    let mut words: Vec<OsString> = vec!["--wait".into(), "--stdio".into()];
+    if !plan.files.is_empty() {
+        words.push("--fs".into());
+    }
+    let mut prepared = Prepared::new("criu-restore", plan, words, &plan.image.load)?;
+    descriptors.give(&mut prepared.command);
+    process::as_our_caller(&mut prepared.command, &[]);
+    prepared.start()
+}

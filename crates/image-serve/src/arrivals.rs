@@ -1,0 +1,163 @@
+//! What arrives of the image while CRIU already reads it.
+//!
+//! A thread takes in the stream, as it is taken in when all of it must be there first, and may wait
+//! for it as long as it must; what it has of each file it hands on to the one that serves CRIU.
+
+use crate::error::Error;
+use crate::load::Load;
+use crate::store::Piece;
+use criu_protocol::is_memory;
+use pipe_io::Endpoint;
+use pipe_io::pipe::Pipe;
+use std::collections::{HashSet, VecDeque};
+use std::io::{self, ErrorKind, Read};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
+use std::thread;
+use wire_format::FileName;
+
+/// What has come.
+#[derive(Debug)]
+pub(crate) enum Arrival {
+    /// A file begins.
+    Begins(FileName),
+    /// More of a file.
+    Piece(FileName, Piece),
+    /// A file is complete.
+    Ends(FileName),
+    /// The image is complete, and all is as it should be. Nothing more comes.
+    Whole,
+    /// It will not be. Nothing more comes.
+    Failed(Error),
+}
+
+/// Where the thread puts what has come.
+#[derive(Debug)]
+pub(crate) struct Sink {
+    sender: Sender<Arrival>,
+    bell: Endpoint,
+    /// Whether the bell has rung and was not yet heard.
+    rung: Arc<AtomicBool>,
+}
+
+impl Sink {
+    /// Hands on what has come. When nobody wants it any more, the program is about to end.
+    pub(crate) fn put(&self, arrival: Arrival) {
+        if self.sender.send(arrival).is_ok() && !self.rung.swap(true, Ordering::AcqRel) {
+            // A pipe that is full is heard too.
+            let _ = self.bell.write_now(&[0]);
+        }
+    }
+}
+
+/// Where it is taken from. As a descriptor it is readable when something has come.
+#[derive(Debug)]
+pub(crate) struct Arrivals {
+    receiver: Receiver<Arrival>,
+    bell: Endpoint,
+    rung: Arc<AtomicBool>,
+    newest: Option<Newest>,
+    /// What CRIU may have now.
+    due: VecDeque<Arrival>,
+    /// Whether the image is whole.
+    is_whole: bool,
+    /// The files that CRIU has asked for and was told not to exist.
+    pub(crate) denied: HashSet<FileName>,
+}
+
+/// The newest piece of memory that has come.
+///
+/// CRIU gets it when another has come after it, or the end of the image. It reads memory to its
+/// last byte, so without this piece no restore can finish, and nothing runs of an image that is not
+/// whole.
+#[derive(Debug)]
+pub(crate) struct Newest {
+    pub(crate) name: FileName,
+    pub(crate) piece: Piece,
+    /// Whether its file ends with it.
+    pub(crate) is_last: bool,
+}
+
+impl Arrivals {
+    /// Goes on with loading the image in a thread.
+    pub(crate) fn of(load: Load, newest: Option<Newest>) -> io::Result<Arrivals> {
+        let Pipe { read, write } = Pipe::new()?;
+        let endpoint = |fd| Endpoint::new(fd).map_err(io::Error::other);
+        let (bell, ring) = (endpoint(read)?, endpoint(write)?);
+        ring.set_nonblocking()?;
+        let (sender, receiver) = channel();
+        let rung = Arc::new(AtomicBool::new(false));
+        let sink = Sink { sender, bell: ring, rung: Arc::clone(&rung) };
+        thread::Builder::new().name("load".into()).spawn(move || load.go_on(sink))?;
+        let denied = HashSet::new();
+        Ok(Arrivals { receiver, bell, rung, newest, due: VecDeque::new(), is_whole: false, denied })
+    }
+
+    /// Call when it is readable, before [`Arrivals::next`] is asked for all that has come.
+    pub(crate) fn hear(&mut self) -> io::Result<()> {
+        let mut bell = &self.bell;
+        // However often it has rung; at its end, the thread has ended too.
+        let _rung = bell.read(&mut [0; 8])?;
+        // What rings from here on is heard the next time; what has not rung, as the flag was set,
+        // has been put before.
+        self.rung.store(false, Ordering::Release);
+        Ok(())
+    }
+
+    /// What CRIU may have next, or `None` if that has not come.
+    pub(crate) fn next(&mut self) -> Result<Option<Arrival>, Error> {
+        while self.due.is_empty() && !self.is_whole {
+            match self.receiver.try_recv() {
+                Ok(arrival) => self.take(arrival),
+                Err(TryRecvError::Empty) => return Ok(None),
+                // The thread has ended and has not said why.
+                Err(TryRecvError::Disconnected) => {
+                    return Err(Error::System(ErrorKind::BrokenPipe.into()));
+                }
+            }
+        }
+        Ok(self.due.pop_front())
+    }
+
+    fn take(&mut self, arrival: Arrival) {
+        match arrival {
+            Arrival::Piece(name, piece) if is_memory(name.as_str()) => {
+                self.release();
+                self.newest = Some(Newest { name, piece, is_last: false });
+            }
+            Arrival::Ends(name) => match &mut self.newest {
+                Some(newest) if newest.name == name => newest.is_last = true,
+                _ => self.due.push_back(Arrival::Ends(name)),
+            },
+            Arrival::Begins(name) => {
+                // It is replaced. If CRIU has any of it, that is refused.
+                self.newest.take_if(|newest| newest.name == name);
+                self.due.push_back(Arrival::Begins(name));
+            }
+            Arrival::Whole => {
+                self.is_whole = true;
+                self.due.push_back(Arrival::Whole);
+                self.release();
+            }
+            arrival => self.due.push_back(arrival),
+        }
+    }
+
+    /// Lets the newest piece go.
+    fn release(&mut self) {
+        if let Some(Newest { name, piece, is_last }) = self.newest.take() {
+            self.due.push_back(Arrival::Piece(name.clone(), piece));
+            if is_last {
+                self.due.push_back(Arrival::Ends(name));
+            }
+        }
+    }
+}
+
+impl AsFd for Arrivals {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.bell.as_fd()
+    }
+}
