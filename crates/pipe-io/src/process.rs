@@ -123,6 +123,12 @@ pub fn with_us(command: &mut Command) {
     unsafe { command.pre_exec(follow) };
 }
 
+/// Lets us live on when the thread that has started us dies, also where it has used [`with_us`]. To
+/// be called by the first thread.
+pub fn without_starter() -> io::Result<()> {
+    Ok(set_pdeathsig(None)?)
+}
+
 /// Starts the program with these signals ignored. What is deaf to them keeps on with what it does
 /// when they are sent to all processes of a group, a session or a control group.
 pub fn ignoring(command: &mut Command, signals: &'static [Signal]) {
