@@ -9,6 +9,17 @@ pub(crate) struct Case {
     pub(crate) name: &'static str,
     pub(crate) title: &'static str,
     pub(crate) work: Work,
+    pub(crate) pipes: Pipes,
+}
+
+/// How large pipes are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Pipes {
+    /// As large as the setting allows.
+    Usual,
+    /// Two pages: what a user without privileges gets who has used up what
+    /// `fs.pipe-user-pages-soft` allows.
+    Small,
 }
 
 /// What is done.
@@ -22,6 +33,10 @@ pub(crate) enum Work {
     RealDump,
     /// The real CRIU restores a process that it has dumped before.
     RealRestore(Arrival),
+    /// The same, until the process goes on.
+    RealStart,
+    /// The same from one file, until all memory is there.
+    RealFill,
 }
 
 /// How the image of a real restore arrives.
@@ -68,92 +83,122 @@ pub(crate) enum Source {
 
 /// All cases, in the order in which they run.
 pub(crate) const CASES: &[Case] = &[
+    case(
+        "capture-1-splice",
+        "Capture as one stream, a reader that splices to /dev/null",
+        dump(Shape::Process, 1, Take::Splice),
+    ),
+    case(
+        "capture-1-read",
+        "Capture as one stream, a reader that reads",
+        dump(Shape::Process, 1, Take::Read),
+    ),
+    case(
+        "capture-4-splice",
+        "Capture as 4 shards, readers that splice to /dev/null",
+        dump(Shape::Process, 4, Take::Splice),
+    ),
+    case(
+        "capture-4-read",
+        "Capture as 4 shards, readers that read",
+        dump(Shape::Process, 4, Take::Read),
+    ),
+    case(
+        "capture-16-splice",
+        "Capture as 16 shards, readers that splice to /dev/null",
+        dump(Shape::Process, 16, Take::Splice),
+    ),
+    case(
+        "capture-1-dd",
+        "Capture as one stream, a dd that reads 1 MiB at a time",
+        dump(Shape::Process, 1, Take::Dd),
+    ),
+    case(
+        "capture-4-dd",
+        "Capture as 4 shards, four dd that read 1 MiB at a time",
+        dump(Shape::Process, 4, Take::Dd),
+    ),
+    case(
+        "slow-shard",
+        "Capture as 4 shards, one of them throttled to a tenth",
+        Work::Dump(Dump { shape: Shape::Process, shards: 4, take: Take::Splice, slow: true }),
+    ),
+    case(
+        "capture-tree",
+        "Capture of 50 processes with interleaved pages, as 4 shards",
+        dump(Shape::Tree, 4, Take::Splice),
+    ),
+    case(
+        "capture-small",
+        "Capture of 20,000 small files as 4 shards",
+        dump(Shape::SmallFiles, 4, Take::Splice),
+    ),
+    case(
+        "restore-1",
+        "Restore from one stream, from a plain writer",
+        restore(Shape::Process, Source::Writers(1)),
+    ),
+    case(
+        "restore-4",
+        "Restore from 4 shards, from plain writers",
+        restore(Shape::Process, Source::Writers(4)),
+    ),
+    case(
+        "restore-tree",
+        "Restore of 50 processes with interleaved pages, from 4 shards",
+        restore(Shape::Tree, Source::Writers(4)),
+    ),
+    case(
+        "restore-small",
+        "Restore of 20,000 small files from 4 shards",
+        restore(Shape::SmallFiles, Source::Writers(4)),
+    ),
+    case(
+        "restore-store",
+        "Restore from one stream, held in memory and in pipes",
+        restore(Shape::Process, Source::Stores),
+    ),
+    case(
+        "restore-file",
+        "Restore from a stream that is a file in the page cache",
+        restore(Shape::Process, Source::File),
+    ),
     Case {
-        name: "capture-1-splice",
-        title: "Capture as one stream, a reader that splices to /dev/null",
-        work: dump(Shape::Process, 1, Take::Splice),
-    },
-    Case {
-        name: "capture-1-read",
-        title: "Capture as one stream, a reader that reads",
+        name: "small-pipes-capture",
+        title: "Capture as one stream, in pipes of two pages",
         work: dump(Shape::Process, 1, Take::Read),
+        pipes: Pipes::Small,
     },
     Case {
-        name: "capture-4-splice",
-        title: "Capture as 4 shards, readers that splice to /dev/null",
-        work: dump(Shape::Process, 4, Take::Splice),
-    },
-    Case {
-        name: "capture-4-read",
-        title: "Capture as 4 shards, readers that read",
+        name: "small-pipes-capture-4",
+        title: "Capture as 4 shards, in pipes of two pages",
         work: dump(Shape::Process, 4, Take::Read),
+        pipes: Pipes::Small,
     },
     Case {
-        name: "capture-16-splice",
-        title: "Capture as 16 shards, readers that splice to /dev/null",
-        work: dump(Shape::Process, 16, Take::Splice),
-    },
-    Case {
-        name: "slow-shard",
-        title: "Capture as 4 shards, one of them throttled to a tenth",
-        work: Work::Dump(Dump { shape: Shape::Process, shards: 4, take: Take::Splice, slow: true }),
-    },
-    Case {
-        name: "capture-tree",
-        title: "Capture of 50 processes with interleaved pages, as 4 shards",
-        work: dump(Shape::Tree, 4, Take::Splice),
-    },
-    Case {
-        name: "capture-small",
-        title: "Capture of 20,000 small files as 4 shards",
-        work: dump(Shape::SmallFiles, 4, Take::Splice),
-    },
-    Case {
-        name: "restore-1",
-        title: "Restore from one stream, from a plain writer",
-        work: restore(Shape::Process, Source::Writers(1)),
-    },
-    Case {
-        name: "restore-4",
-        title: "Restore from 4 shards, from plain writers",
-        work: restore(Shape::Process, Source::Writers(4)),
-    },
-    Case {
-        name: "restore-tree",
-        title: "Restore of 50 processes with interleaved pages, from 4 shards",
-        work: restore(Shape::Tree, Source::Writers(4)),
-    },
-    Case {
-        name: "restore-small",
-        title: "Restore of 20,000 small files from 4 shards",
-        work: restore(Shape::SmallFiles, Source::Writers(4)),
-    },
-    Case {
-        name: "restore-store",
-        title: "Restore from one stream, held in memory and in pipes",
-        work: restore(Shape::Process, Source::Stores),
-    },
-    Case {
-        name: "restore-file",
-        title: "Restore from a stream that is a file in the page cache",
+        name: "small-pipes-restore",
+        title: "Restore from a file in the page cache, in pipes of two pages",
         work: restore(Shape::Process, Source::File),
+        pipes: Pipes::Small,
     },
-    Case {
-        name: "criu-dump",
-        title: "The real CRIU dumps a process that goes on, as 4 shards",
-        work: Work::RealDump,
-    },
-    Case {
-        name: "criu-restore",
-        title: "The real CRIU restores, from 4 shards in tmpfs",
-        work: Work::RealRestore(Arrival::There),
-    },
-    Case {
-        name: "criu-arrival",
-        title: "The real CRIU restores, from 4 shards that arrive at 500 MB/s together",
-        work: Work::RealRestore(Arrival::Network(NETWORK)),
-    },
+    case("criu-dump", "The real CRIU dumps a process that goes on, as 4 shards", Work::RealDump),
+    case(
+        "criu-restore",
+        "The real CRIU restores, from 4 shards in tmpfs",
+        Work::RealRestore(Arrival::There),
+    ),
+    case(
+        "criu-arrival",
+        "The real CRIU restores, from 4 shards that arrive at 500 MB/s together",
+        Work::RealRestore(Arrival::Network(NETWORK)),
+    ),
+    case("criu-start", "The real CRIU restores, until the process goes on", Work::RealStart),
+    case("criu-fill", "The real CRIU restores, until all memory is there", Work::RealFill),
 ];
+
+const fn case(name: &'static str, title: &'static str, work: Work) -> Case {
+    Case { name, title, work, pipes: Pipes::Usual }
+}
 
 const fn dump(shape: Shape, shards: usize, take: Take) -> Work {
     Work::Dump(Dump { shape, shards, take, slow: false })
@@ -182,6 +227,8 @@ pub(crate) enum Contender {
     Kept,
     /// The filters, and one of the shards holds the metadata: CRIU begins with that.
     Early,
+    /// The filters, with a tenth of the memory.
+    Tenth,
     /// The program that `PEER` names.
     Peer,
 }
@@ -203,6 +250,8 @@ impl Contender {
             (Contender::Peer, _) => "criu-image-streamer",
             (Contender::Kept, _) => "capture|split to tmpfs",
             (Contender::Early, _) => "the same, metadata first",
+            (Contender::Tenth, _) => "image-serve --lazy, a tenth",
+            (Contender::Filters, Work::RealStart | Work::RealFill) => "image-serve --lazy",
             (Contender::Filters, Work::Dump(Dump { shards: 1, .. })) => "criu-sock-capture",
             (Contender::Filters, Work::Dump(_) | Work::RealDump) => "capture|split",
             (Contender::Filters, Work::Restore(restore)) if restore.shards() == 1 => "image-serve",
@@ -224,6 +273,12 @@ impl Restore {
 }
 
 impl Work {
+    /// Whether it takes the real CRIU.
+    pub(crate) fn is_real(&self) -> bool {
+        use Work::{RealDump, RealFill, RealRestore, RealStart};
+        matches!(self, RealDump | RealRestore(_) | RealStart | RealFill)
+    }
+
     /// What takes seconds for what others do in tenths has no more rounds than this.
     const SLOW_ROUNDS_MAX: usize = 3;
 
@@ -232,6 +287,8 @@ impl Work {
         match self {
             Work::RealDump
             | Work::RealRestore(_)
+            | Work::RealStart
+            | Work::RealFill
             | Work::Restore(Restore { source: Source::Stores, .. }) => Work::SLOW_ROUNDS_MAX,
             Work::Dump(_) | Work::Restore(_) => usize::MAX,
         }
@@ -239,7 +296,7 @@ impl Work {
 
     /// Who competes, given whether there is a peer.
     pub(crate) fn contenders(&self, has_peer: bool) -> Vec<Contender> {
-        use Contender::{Bare, Cat, Criu, Early, Filters, Kept, Memory, Peer, SmallPages};
+        use Contender::{Bare, Cat, Criu, Early, Filters, Kept, Memory, Peer, SmallPages, Tenth};
 
         let all: &[Contender] = match self {
             Work::Dump(Dump { shape: Shape::SmallFiles, .. }) => &[Bare, Filters, Peer],
@@ -254,6 +311,8 @@ impl Work {
             Work::RealDump => &[Criu, Filters, Kept, Peer],
             Work::RealRestore(Arrival::There) => &[Criu, Filters, Early, Peer],
             Work::RealRestore(Arrival::Network(_)) => &[Filters, Early, Peer],
+            Work::RealStart => &[Criu, Filters, Tenth],
+            Work::RealFill => &[Criu, Filters],
         };
         all.iter().copied().filter(|contender| has_peer || *contender != Peer).collect()
     }

@@ -18,6 +18,7 @@ mod lazy;
 mod metadata_first;
 mod migration;
 mod page_server;
+mod runs;
 mod safety;
 mod serving;
 mod streams;

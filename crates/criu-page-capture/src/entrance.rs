@@ -127,10 +127,10 @@ impl Entrance {
         Ok(entrance)
     }
 
-    /// The command, with the port or the number of the descriptor in the place of each word `{}`.
+    /// The command, with the port or the number of the descriptor in the place of each `{}`.
     pub(crate) fn fill_in(&self, words: Vec<OsString>) -> Vec<OsString> {
-        let fill = |word: OsString| match &self.word {
-            Some(filled) if word == "{}" => filled.into(),
+        let fill = |word: OsString| match (&self.word, word.to_str()) {
+            (Some(number), Some(text)) => text.replace("{}", number).into(),
             _ => word,
         };
         words.into_iter().map(fill).collect()

@@ -77,9 +77,9 @@ struct Args {
 
     /// Start this when CRIU may connect; wait for it
     ///
-    /// Its failure is the filter's, and its exit status too. A word {} becomes
-    /// the number of the port or, without --listen and --socket, that of a
-    /// descriptor for CRIU's option --ps-socket.
+    /// Its failure is the filter's, and its exit status too. In its words {}
+    /// becomes the number of the port or, without --listen and --socket, that
+    /// of a descriptor for CRIU's option --ps-socket.
     #[arg(last = true, value_name = "COMMAND", help_heading = "Command", verbatim_doc_comment)]
     command: Vec<OsString>,
 }

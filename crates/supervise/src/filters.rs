@@ -65,6 +65,8 @@ pub fn filter(name: &str) -> io::Result<(Command, OwnedFd)> {
     let mut command = Command::new(path);
     process::as_our_caller(&mut command, &[0, 1, 2]);
     process::in_a_new_session(&mut command);
+    // The front ends what a holder leaves, but both may be killed at once.
+    process::with_us(&mut command);
     let Pipe { read, write } = Pipe::new()?;
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(write);
     Ok((command, read))

@@ -59,6 +59,7 @@ impl Shell {
         }
         process::as_our_caller(&mut command, given);
         process::in_a_new_session(&mut command);
+        process::with_us(&mut command);
         command
     }
 }

@@ -7,13 +7,15 @@
 //! TCP socket. Each process writes what it has seen into a status file in DIR,
 //! or what it found wrong, which must never happen: see [`status`].
 //!
-//! `victim count FILE` only counts, for demonstrations. `victim stamp FILE` stamps
-//! its memory, so that an image shows of which moments it is. `victim hold FILE` changes its
+//! `victim change DIR MEGABYTES` changes its memory by a rule, and `victim check DIR` tells whether
+//! it is as the rule says. `victim count FILE` only counts, for demonstrations. `victim stamp FILE`
+//! stamps its memory, so that an image shows of which moments it is. `victim hold FILE` changes its
 //! memory and finds it whole, also after the stand-in for CRIU has restored it.
 //!
 //! All make themselves leaders of their own session, with standard input,
 //! output and error on `/dev/null`: CRIU wants to see nothing of the caller's.
 
+mod change;
 mod count;
 mod head;
 mod heap;
@@ -30,6 +32,8 @@ use nix::unistd;
 
 const USAGE: &str = "\
 Usage: victim tree DIR [--processes N] [--megabytes N] [--no-tcp] [--undumpable]
+       victim change DIR MEGABYTES
+       victim check DIR
        victim count FILE
        victim hold FILE MEGABYTES [--tcp PORT] [--resume]
        victim stamp FILE MEGABYTES
@@ -38,6 +42,8 @@ tree   N processes (4 or more; 4 unless said) that hold N megabytes of changing
        heap together (300 unless said). One of them answers on the loopback
        port named in DIR/port, unless --no-tcp; with --undumpable the last
        one holds a socket that CRIU refuses to dump.
+change two processes with so much memory, of which each step changes some pages
+check  whether both go on, and all of that memory is as it should be
 count  write a number that rises ten times a second to FILE
 hold   change all of so much memory, verify it, and write its generation to FILE,
        again and again; with --tcp, send back what comes from that port
@@ -55,6 +61,18 @@ fn main() -> ExitCode {
             Some(tree) => leave_the_callers_session().and_then(|()| tree.run()),
             None => return usage(),
         },
+        ["change", directory, megabytes] => match megabytes.parse() {
+            Ok(megabytes) => {
+                leave_the_callers_session().and_then(|()| change::run(directory, megabytes))
+            }
+            Err(_) => return usage(),
+        },
+        // Started by `change` only.
+        ["changer", directory, megabytes] => match megabytes.parse() {
+            Ok(megabytes) => change::change(std::path::Path::new(directory), megabytes),
+            Err(_) => return usage(),
+        },
+        ["check", directory] => change::check(directory),
         ["count", file] => leave_the_callers_session().and_then(|()| count::count(file)),
         ["stamp", file, megabytes] => match megabytes.parse() {
             Ok(megabytes) => {
