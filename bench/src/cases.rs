@@ -9,6 +9,17 @@ pub(crate) struct Case {
     pub(crate) name: &'static str,
     pub(crate) title: &'static str,
     pub(crate) work: Work,
+    pub(crate) pipes: Pipes,
+}
+
+/// How large pipes are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Pipes {
+    /// As large as the setting allows.
+    Usual,
+    /// Two pages: what a user without privileges gets who has used up what
+    /// `fs.pipe-user-pages-soft` allows.
+    Small,
 }
 
 /// What is done.
@@ -55,87 +66,111 @@ pub(crate) enum Source {
 
 /// All cases, in the order in which they run.
 pub(crate) const CASES: &[Case] = &[
+    case(
+        "capture-1-splice",
+        "Capture as one stream, a reader that splices to /dev/null",
+        dump(Shape::Process, 1, Take::Splice),
+    ),
+    case(
+        "capture-1-read",
+        "Capture as one stream, a reader that reads",
+        dump(Shape::Process, 1, Take::Read),
+    ),
+    case(
+        "capture-4-splice",
+        "Capture as 4 shards, readers that splice to /dev/null",
+        dump(Shape::Process, 4, Take::Splice),
+    ),
+    case(
+        "capture-4-read",
+        "Capture as 4 shards, readers that read",
+        dump(Shape::Process, 4, Take::Read),
+    ),
+    case(
+        "capture-16-splice",
+        "Capture as 16 shards, readers that splice to /dev/null",
+        dump(Shape::Process, 16, Take::Splice),
+    ),
+    case(
+        "capture-1-dd",
+        "Capture as one stream, a dd that reads 1 MiB at a time",
+        dump(Shape::Process, 1, Take::Dd),
+    ),
+    case(
+        "capture-4-dd",
+        "Capture as 4 shards, four dd that read 1 MiB at a time",
+        dump(Shape::Process, 4, Take::Dd),
+    ),
+    case(
+        "slow-shard",
+        "Capture as 4 shards, one of them throttled to a tenth",
+        Work::Dump(Dump { shape: Shape::Process, shards: 4, take: Take::Splice, slow: true }),
+    ),
+    case(
+        "capture-tree",
+        "Capture of 50 processes with interleaved pages, as 4 shards",
+        dump(Shape::Tree, 4, Take::Splice),
+    ),
+    case(
+        "capture-small",
+        "Capture of 20,000 small files as 4 shards",
+        dump(Shape::SmallFiles, 4, Take::Splice),
+    ),
+    case(
+        "restore-1",
+        "Restore from one stream, from a plain writer",
+        restore(Shape::Process, Source::Writers(1)),
+    ),
+    case(
+        "restore-4",
+        "Restore from 4 shards, from plain writers",
+        restore(Shape::Process, Source::Writers(4)),
+    ),
+    case(
+        "restore-tree",
+        "Restore of 50 processes with interleaved pages, from 4 shards",
+        restore(Shape::Tree, Source::Writers(4)),
+    ),
+    case(
+        "restore-small",
+        "Restore of 20,000 small files from 4 shards",
+        restore(Shape::SmallFiles, Source::Writers(4)),
+    ),
+    case(
+        "restore-store",
+        "Restore from one stream, held in memory and in pipes",
+        restore(Shape::Process, Source::Stores),
+    ),
+    case(
+        "restore-file",
+        "Restore from a stream that is a file in the page cache",
+        restore(Shape::Process, Source::File),
+    ),
     Case {
-        name: "capture-1-splice",
-        title: "Capture as one stream, a reader that splices to /dev/null",
-        work: dump(Shape::Process, 1, Take::Splice),
-    },
-    Case {
-        name: "capture-1-read",
-        title: "Capture as one stream, a reader that reads",
+        name: "small-pipes-capture",
+        title: "Capture as one stream, in pipes of two pages",
         work: dump(Shape::Process, 1, Take::Read),
+        pipes: Pipes::Small,
     },
     Case {
-        name: "capture-4-splice",
-        title: "Capture as 4 shards, readers that splice to /dev/null",
-        work: dump(Shape::Process, 4, Take::Splice),
-    },
-    Case {
-        name: "capture-4-read",
-        title: "Capture as 4 shards, readers that read",
+        name: "small-pipes-capture-4",
+        title: "Capture as 4 shards, in pipes of two pages",
         work: dump(Shape::Process, 4, Take::Read),
+        pipes: Pipes::Small,
     },
     Case {
-        name: "capture-16-splice",
-        title: "Capture as 16 shards, readers that splice to /dev/null",
-        work: dump(Shape::Process, 16, Take::Splice),
-    },
-    Case {
-        name: "slow-shard",
-        title: "Capture as 4 shards, one of them throttled to a tenth",
-        work: Work::Dump(Dump { shape: Shape::Process, shards: 4, take: Take::Splice, slow: true }),
-    },
-    Case {
-        name: "capture-tree",
-        title: "Capture of 50 processes with interleaved pages, as 4 shards",
-        work: dump(Shape::Tree, 4, Take::Splice),
-    },
-    Case {
-        name: "capture-small",
-        title: "Capture of 20,000 small files as 4 shards",
-        work: dump(Shape::SmallFiles, 4, Take::Splice),
-    },
-    Case {
-        name: "restore-1",
-        title: "Restore from one stream, from a plain writer",
+        name: "small-pipes-restore",
+        title: "Restore from one stream, in pipes of two pages",
         work: restore(Shape::Process, Source::Writers(1)),
+        pipes: Pipes::Small,
     },
-    Case {
-        name: "restore-4",
-        title: "Restore from 4 shards, from plain writers",
-        work: restore(Shape::Process, Source::Writers(4)),
-    },
-    Case {
-        name: "restore-tree",
-        title: "Restore of 50 processes with interleaved pages, from 4 shards",
-        work: restore(Shape::Tree, Source::Writers(4)),
-    },
-    Case {
-        name: "restore-small",
-        title: "Restore of 20,000 small files from 4 shards",
-        work: restore(Shape::SmallFiles, Source::Writers(4)),
-    },
-    Case {
-        name: "restore-store",
-        title: "Restore from one stream, held in memory and in pipes",
-        work: restore(Shape::Process, Source::Stores),
-    },
-    Case {
-        name: "restore-file",
-        title: "Restore from a stream that is a file in the page cache",
-        work: restore(Shape::Process, Source::File),
-    },
-    Case {
-        name: "criu-dump",
-        title: "The real CRIU dumps a process that goes on, as 4 shards",
-        work: Work::RealDump,
-    },
-    Case {
-        name: "criu-restore",
-        title: "The real CRIU restores, from 4 shards in tmpfs",
-        work: Work::RealRestore,
-    },
+    case("criu-dump", "The real CRIU dumps a process that goes on, as 4 shards", Work::RealDump),
+    case("criu-restore", "The real CRIU restores, from 4 shards in tmpfs", Work::RealRestore),
 ];
+
+const fn case(name: &'static str, title: &'static str, work: Work) -> Case {
+    Case { name, title, work, pipes: Pipes::Usual }
+}
 
 const fn dump(shape: Shape, shards: usize, take: Take) -> Work {
     Work::Dump(Dump { shape, shards, take, slow: false })

@@ -1,13 +1,13 @@
 //! A run: settings, cases, rounds, contenders.
 
 use crate::Error;
-use crate::cases::{CASES, Case, Contender, Work};
+use crate::cases::{CASES, Case, Contender, Pipes, Work};
 use crate::criu::{self, RealCriu};
 use crate::machine::Machine;
 use crate::memory::{Memory, PAGE};
 use crate::options::{Options, output_directory};
 use crate::results::{CaseResults, ContenderResults, Median, Results, Round, SettingResults};
-use crate::{cleanup, dump, report, restore, setting};
+use crate::{apart, cleanup, dump, report, restore, setting};
 use std::cell::Cell;
 use std::fs;
 use std::process::ExitCode;
@@ -122,6 +122,7 @@ impl Bench {
         real: Option<&RealCriu<'_>>,
     ) -> Result<Round, Error> {
         match (&case.work, real) {
+            _ if case.pipes == Pipes::Small => apart::run(self, case, contender),
             (Work::Dump(dump), _) => dump::run(self, dump, contender),
             (Work::Restore(restore), _) => restore::run(self, restore, contender),
             (work, Some(criu)) => criu.run(work, contender),

@@ -26,6 +26,9 @@ const MARKER_SLOTS: Slots = Slots(3);
 ///
 /// A quarter: with half, a reader that empties its pipe in two gulps waits for us; with less,
 /// each waking-up moves too little to be worth it.
+///
+/// Poll must have been asked which shards are writable. The others have no room, and those that are
+/// left to their readers are not looked at.
 pub(crate) fn most(
     shards: &mut [Shard],
     first: usize,
@@ -35,6 +38,13 @@ pub(crate) fn most(
     let now = Instant::now();
     let mut best: Option<(Room, u64)> = None;
     for (index, shard) in shards.iter_mut().enumerate().skip(first) {
+        if shard.is_full() {
+            shard.note_room(false, now);
+            continue;
+        }
+        if shard.left_alone(now).is_some() {
+            continue;
+        }
         let room = of(index, shard, density)?
             .filter(|room| room.bytes >= wanted || room.slots >= shard.slots() / 4);
         shard.note_room(room.is_some(), now);

@@ -125,9 +125,9 @@ impl Held {
             Source::Stdin => Vec::new(),
             Source::Command(text) => self.start_commands(&text)?,
             Source::Link(arrival) => {
-                let (peer, taps, parts) = Peer::receive(arrival, &mut self.holder)?;
-                (self.peer, self.parts) = (Some(peer), taps);
-                parts
+                let (peer, parts) = Peer::receive(arrival, &mut self.holder)?;
+                (self.peer, self.parts) = (Some(peer), parts.taps);
+                parts.readers
             }
         };
         let image = self.join(parts)?;
