@@ -308,6 +308,8 @@ impl Restore<'_> {
 
     /// Sees to it that CRIU can send one more pipe.
     fn spare_a_descriptor(&mut self) -> Result<(), Error> {
+        // Another thread may have taken what there was, for a pipe or for memory on demand.
+        self.has_room &= self.arrivals.is_none() && self.lazy.is_none();
         while !self.has_room {
             self.has_room = self.listener.as_fd().try_clone_to_owned().is_ok();
             if !self.has_room && !self.give_up_a_pipe().map_err(Error::System)? {
