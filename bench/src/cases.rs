@@ -16,6 +16,8 @@ pub(crate) struct Case {
 pub(crate) enum Work {
     /// The stand-in for CRIU dumps.
     Dump(Dump),
+    /// The stand-in for CRIU dumps through the page server, to one reader.
+    Pages(Take),
     /// The stand-in for CRIU restores.
     Restore(Restore),
     /// The real CRIU dumps a process that goes on.
@@ -94,6 +96,16 @@ pub(crate) const CASES: &[Case] = &[
         name: "capture-small",
         title: "Capture of 20,000 small files as 4 shards",
         work: dump(Shape::SmallFiles, 4, Take::Splice),
+    },
+    Case {
+        name: "page-capture-splice",
+        title: "Page server's connection as one stream, a reader that splices to /dev/null",
+        work: Work::Pages(Take::Splice),
+    },
+    Case {
+        name: "page-capture-read",
+        title: "Page server's connection as one stream, a reader that reads",
+        work: Work::Pages(Take::Read),
     },
     Case {
         name: "restore-1",
@@ -177,12 +189,14 @@ impl Contender {
         match (self, work) {
             (Contender::Bare, Work::Dump(Dump { shape: Shape::SmallFiles, .. })) => "bare protocol",
             (Contender::Bare, Work::Restore(Restore { source: Source::File, .. })) => "bare file",
+            (Contender::Bare, Work::Pages(_)) => "bare socket and pipe",
             (Contender::Bare, _) => "bare pipe",
             (Contender::Cat, _) => "cat",
             (Contender::Criu, _) => "criu, files in tmpfs",
             (Contender::Peer, _) => "criu-image-streamer",
             (Contender::Kept, _) => "capture|split to tmpfs",
             (Contender::Filters, Work::Dump(Dump { shards: 1, .. })) => "criu-sock-capture",
+            (Contender::Filters, Work::Pages(_)) => "criu-page-capture",
             (Contender::Filters, Work::Dump(_) | Work::RealDump) => "capture|split",
             (Contender::Filters, Work::Restore(restore)) if restore.shards() == 1 => "image-serve",
             (Contender::Filters, _) => "merge|serve",
@@ -212,7 +226,7 @@ impl Work {
             Work::RealDump
             | Work::RealRestore
             | Work::Restore(Restore { source: Source::Stores, .. }) => Work::SLOW_ROUNDS_MAX,
-            Work::Dump(_) | Work::Restore(_) => usize::MAX,
+            Work::Dump(_) | Work::Pages(_) | Work::Restore(_) => usize::MAX,
         }
     }
 
@@ -222,6 +236,7 @@ impl Work {
 
         let all: &[Contender] = match self {
             Work::Dump(Dump { shape: Shape::SmallFiles, .. }) => &[Bare, Filters, Peer],
+            Work::Pages(_) => &[Bare, Filters],
             Work::Restore(Restore { shape: Shape::SmallFiles, .. }) => &[Filters, Peer],
             Work::Restore(Restore { source: Source::Stores, .. }) => &[SmallPages, Memory, Filters],
             // With more shards or files `cat` would do just the same again.
