@@ -9,6 +9,17 @@ pub(crate) struct Case {
     pub(crate) name: &'static str,
     pub(crate) title: &'static str,
     pub(crate) work: Work,
+    pub(crate) pipes: Pipes,
+}
+
+/// How large pipes are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Pipes {
+    /// As large as the setting allows.
+    Usual,
+    /// Two pages: what a user without privileges gets who has used up what
+    /// `fs.pipe-user-pages-soft` allows.
+    Small,
 }
 
 /// What is done.
@@ -24,6 +35,10 @@ pub(crate) enum Work {
     RealDump,
     /// The real CRIU restores a process that it has dumped before.
     RealRestore,
+    /// The same, until the process goes on.
+    RealStart,
+    /// The same from one file, until all memory is there.
+    RealFill,
 }
 
 /// A dump by the stand-in.
@@ -57,27 +72,100 @@ pub(crate) enum Source {
 
 /// All cases, in the order in which they run.
 pub(crate) const CASES: &[Case] = &[
+    case(
+        "capture-1-splice",
+        "Capture as one stream, a reader that splices to /dev/null",
+        dump(Shape::Process, 1, Take::Splice),
+    ),
+    case(
+        "capture-1-read",
+        "Capture as one stream, a reader that reads",
+        dump(Shape::Process, 1, Take::Read),
+    ),
+    case(
+        "capture-4-splice",
+        "Capture as 4 shards, readers that splice to /dev/null",
+        dump(Shape::Process, 4, Take::Splice),
+    ),
+    case(
+        "capture-4-read",
+        "Capture as 4 shards, readers that read",
+        dump(Shape::Process, 4, Take::Read),
+    ),
+    case(
+        "capture-16-splice",
+        "Capture as 16 shards, readers that splice to /dev/null",
+        dump(Shape::Process, 16, Take::Splice),
+    ),
+    case(
+        "capture-1-dd",
+        "Capture as one stream, a dd that reads 1 MiB at a time",
+        dump(Shape::Process, 1, Take::Dd),
+    ),
+    case(
+        "capture-4-dd",
+        "Capture as 4 shards, four dd that read 1 MiB at a time",
+        dump(Shape::Process, 4, Take::Dd),
+    ),
+    case(
+        "slow-shard",
+        "Capture as 4 shards, one of them throttled to a tenth",
+        Work::Dump(Dump { shape: Shape::Process, shards: 4, take: Take::Splice, slow: true }),
+    ),
+    case(
+        "capture-tree",
+        "Capture of 50 processes with interleaved pages, as 4 shards",
+        dump(Shape::Tree, 4, Take::Splice),
+    ),
+    case(
+        "capture-small",
+        "Capture of 20,000 small files as 4 shards",
+        dump(Shape::SmallFiles, 4, Take::Splice),
+    ),
+    case(
+        "restore-1",
+        "Restore from one stream, from a plain writer",
+        restore(Shape::Process, Source::Writers(1)),
+    ),
+    case(
+        "restore-4",
+        "Restore from 4 shards, from plain writers",
+        restore(Shape::Process, Source::Writers(4)),
+    ),
+    case(
+        "restore-tree",
+        "Restore of 50 processes with interleaved pages, from 4 shards",
+        restore(Shape::Tree, Source::Writers(4)),
+    ),
+    case(
+        "restore-small",
+        "Restore of 20,000 small files from 4 shards",
+        restore(Shape::SmallFiles, Source::Writers(4)),
+    ),
+    case(
+        "restore-store",
+        "Restore from one stream, held in memory and in pipes",
+        restore(Shape::Process, Source::Stores),
+    ),
+    case(
+        "restore-file",
+        "Restore from a stream that is a file in the page cache",
+        restore(Shape::Process, Source::File),
+    ),
     Case {
-        name: "capture-1-splice",
-        title: "Capture as one stream, a reader that splices to /dev/null",
-        work: dump(Shape::Process, 1, Take::Splice),
-    },
-    Case {
-        name: "capture-1-read",
-        title: "Capture as one stream, a reader that reads",
+        name: "small-pipes-capture",
+        title: "Capture as one stream, in pipes of two pages",
         work: dump(Shape::Process, 1, Take::Read),
+        pipes: Pipes::Small,
     },
     Case {
-        name: "capture-4-splice",
-        title: "Capture as 4 shards, readers that splice to /dev/null",
-        work: dump(Shape::Process, 4, Take::Splice),
-    },
-    Case {
-        name: "capture-4-read",
-        title: "Capture as 4 shards, readers that read",
+        name: "small-pipes-capture-4",
+        title: "Capture as 4 shards, in pipes of two pages",
         work: dump(Shape::Process, 4, Take::Read),
+        pipes: Pipes::Small,
     },
     Case {
+<<<<<<< HEAD
         name: "capture-16-splice",
         title: "Capture as 16 shards, readers that splice to /dev/null",
         work: dump(Shape::Process, 16, Take::Splice),
@@ -135,19 +223,22 @@ pub(crate) const CASES: &[Case] = &[
     Case {
         name: "restore-file",
         title: "Restore from a stream that is a file in the page cache",
+=======
+        name: "small-pipes-restore",
+        title: "Restore from a file in the page cache, in pipes of two pages",
+>>>>>>> main
         work: restore(Shape::Process, Source::File),
+        pipes: Pipes::Small,
     },
-    Case {
-        name: "criu-dump",
-        title: "The real CRIU dumps a process that goes on, as 4 shards",
-        work: Work::RealDump,
-    },
-    Case {
-        name: "criu-restore",
-        title: "The real CRIU restores, from 4 shards in tmpfs",
-        work: Work::RealRestore,
-    },
+    case("criu-dump", "The real CRIU dumps a process that goes on, as 4 shards", Work::RealDump),
+    case("criu-restore", "The real CRIU restores, from 4 shards in tmpfs", Work::RealRestore),
+    case("criu-start", "The real CRIU restores, until the process goes on", Work::RealStart),
+    case("criu-fill", "The real CRIU restores, until all memory is there", Work::RealFill),
 ];
+
+const fn case(name: &'static str, title: &'static str, work: Work) -> Case {
+    Case { name, title, work, pipes: Pipes::Usual }
+}
 
 const fn dump(shape: Shape, shards: usize, take: Take) -> Work {
     Work::Dump(Dump { shape, shards, take, slow: false })
@@ -174,6 +265,8 @@ pub(crate) enum Contender {
     SmallPages,
     /// The filters, with the shards kept as files in a tmpfs.
     Kept,
+    /// The filters, with a tenth of the memory.
+    Tenth,
     /// The program that `PEER` names.
     Peer,
 }
@@ -195,6 +288,8 @@ impl Contender {
             (Contender::Criu, _) => "criu, files in tmpfs",
             (Contender::Peer, _) => "criu-image-streamer",
             (Contender::Kept, _) => "capture|split to tmpfs",
+            (Contender::Tenth, _) => "image-serve --lazy, a tenth",
+            (Contender::Filters, Work::RealStart | Work::RealFill) => "image-serve --lazy",
             (Contender::Filters, Work::Dump(Dump { shards: 1, .. })) => "criu-sock-capture",
             (Contender::Filters, Work::Pages(_)) => "criu-page-capture",
             (Contender::Filters, Work::Dump(_) | Work::RealDump) => "capture|split",
@@ -217,6 +312,12 @@ impl Restore {
 }
 
 impl Work {
+    /// Whether it takes the real CRIU.
+    pub(crate) fn is_real(&self) -> bool {
+        use Work::{RealDump, RealFill, RealRestore, RealStart};
+        matches!(self, RealDump | RealRestore | RealStart | RealFill)
+    }
+
     /// What takes seconds for what others do in tenths has no more rounds than this.
     const SLOW_ROUNDS_MAX: usize = 3;
 
@@ -225,6 +326,8 @@ impl Work {
         match self {
             Work::RealDump
             | Work::RealRestore
+            | Work::RealStart
+            | Work::RealFill
             | Work::Restore(Restore { source: Source::Stores, .. }) => Work::SLOW_ROUNDS_MAX,
             Work::Dump(_) | Work::Pages(_) | Work::Restore(_) => usize::MAX,
         }
@@ -232,7 +335,7 @@ impl Work {
 
     /// Who competes, given whether there is a peer.
     pub(crate) fn contenders(&self, has_peer: bool) -> Vec<Contender> {
-        use Contender::{Bare, Cat, Criu, Filters, Kept, Memory, Peer, SmallPages};
+        use Contender::{Bare, Cat, Criu, Filters, Kept, Memory, Peer, SmallPages, Tenth};
 
         let all: &[Contender] = match self {
             Work::Dump(Dump { shape: Shape::SmallFiles, .. }) => &[Bare, Filters, Peer],
@@ -247,6 +350,8 @@ impl Work {
             Work::Dump(_) | Work::Restore(_) => &[Bare, Filters, Peer],
             Work::RealDump => &[Criu, Filters, Kept, Peer],
             Work::RealRestore => &[Criu, Filters, Peer],
+            Work::RealStart => &[Criu, Filters, Tenth],
+            Work::RealFill => &[Criu, Filters],
         };
         all.iter().copied().filter(|contender| has_peer || *contender != Peer).collect()
     }

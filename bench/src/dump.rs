@@ -33,9 +33,11 @@ pub(crate) fn run(bench: &Bench, dump: &Dump, contender: &Contender) -> Result<R
             let path = bench.options.peer.as_deref().ok_or("no PEER")?;
             streamer(bench, dump, &image, Streamer::Peer(path))
         }
-        Contender::Criu | Contender::Kept | Contender::Memory | Contender::SmallPages => {
-            Err("takes no part in this case".into())
-        }
+        Contender::Criu
+        | Contender::Kept
+        | Contender::Tenth
+        | Contender::Memory
+        | Contender::SmallPages => Err("takes no part in this case".into()),
     }
 }
 
@@ -47,13 +49,17 @@ fn streamer(
 ) -> Result<Round, Error> {
     let scratch = Scratch::new("dump")?;
     thread::scope(|scope| {
-        let (mut readers, mut outputs) = (Vec::new(), Vec::new());
+        let (mut readers, mut outputs, mut dds) = (Vec::new(), Vec::new(), Vec::new());
         for index in 0..dump.shards {
             let (read, write) = pipes::pipe()?;
-            readers.push(reader(scope, read, take(bench, dump, index)));
+            match take(bench, dump, index) {
+                Take::Dd => dds.push(dd(read)?),
+                take => readers.push(reader(scope, read, take)),
+            }
             outputs.push(write);
         }
         let mut started = streamer.capture(scratch.path(), outputs)?;
+        dds.into_iter().try_for_each(|dd| started.programs.add(dd))?;
         started.wait_for_socket()?;
         let start = Instant::now();
         let produced =
@@ -62,12 +68,18 @@ fn streamer(
         produced?;
         let taken = readers.into_iter().map(join).sum::<Result<u64, Error>>()?;
         let round = round(start, image, processes);
-        // The rest are markers.
-        match taken >= round.bytes {
+        // The rest are markers. What a `dd` has read it tells nobody.
+        match taken >= round.bytes || dump.take == Take::Dd {
             true => Ok(round),
             false => Err(format!("only {taken} of {} bytes came out", round.bytes).into()),
         }
     })
+}
+
+/// A reader that is a process of its own.
+fn dd(read: OwnedFd) -> Result<Program, Error> {
+    let dd = Program::new(&in_path("dd")?).args(&["bs=1M", "of=/dev/null", "status=none"]);
+    Ok(dd.stdin(read).aside())
 }
 
 /// The kernel's limit: one pipe, and nothing between producer and reader.

@@ -8,6 +8,7 @@
 //! Producers, readers and consumers are threads of this process; whatever is measured is a
 //! process of its own. So the kernel's account of child processes is an account of the filters.
 
+mod apart;
 mod cases;
 mod cleanup;
 mod client;
@@ -73,6 +74,8 @@ fn main() -> ExitCode {
         }
         ["plot"] => plot::run("docs".as_ref()),
         ["plot", directory] => plot::run(directory.as_ref()),
+        // Where pipes are small; started by `apart` only.
+        ["round", case, contender] => apart::round(case, contender),
         // What the real CRIU dumps; started by `criu` only.
         ["hog", directory, megabytes] => hog::run(directory.as_ref(), megabytes),
         _ => {

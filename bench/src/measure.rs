@@ -1,13 +1,17 @@
 //! A run: settings, cases, rounds, contenders.
 
 use crate::Error;
-use crate::cases::{CASES, Case, Contender, Work};
+use crate::cases::{CASES, Case, Contender, Pipes, Work};
 use crate::criu::{self, RealCriu};
 use crate::machine::Machine;
 use crate::memory::{Memory, PAGE};
 use crate::options::{Options, output_directory};
 use crate::results::{CaseResults, ContenderResults, Median, Results, Round, SettingResults};
+<<<<<<< HEAD
 use crate::{cleanup, dump, pages, report, restore, setting};
+=======
+use crate::{apart, cleanup, dump, report, restore, setting};
+>>>>>>> main
 use std::cell::Cell;
 use std::fs;
 use std::process::ExitCode;
@@ -63,7 +67,7 @@ impl Bench {
             contenders: Vec::new(),
             skipped: None,
         };
-        let is_real = matches!(case.work, Work::RealDump | Work::RealRestore);
+        let is_real = case.work.is_real();
         results.skipped = is_real.then(|| criu::obstacle(&self.options)).flatten();
         if results.skipped.is_some() {
             return results;
@@ -122,6 +126,7 @@ impl Bench {
         real: Option<&RealCriu<'_>>,
     ) -> Result<Round, Error> {
         match (&case.work, real) {
+            _ if case.pipes == Pipes::Small => apart::run(self, case, contender),
             (Work::Dump(dump), _) => dump::run(self, dump, contender),
             (Work::Pages(take), _) => pages::run(self, *take, contender),
             (Work::Restore(restore), _) => restore::run(self, restore, contender),

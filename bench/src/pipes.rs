@@ -21,9 +21,27 @@ pub(crate) fn grown_pipe() -> io::Result<(OwnedFd, OwnedFd)> {
     let (read, write) = pipe()?;
     let resize = |bytes: usize| fcntl(&write, FcntlArg::F_SETPIPE_SZ(bytes as i32));
     if resize(WANTED).is_err() {
-        resize(crate::setting::pipe_max_size()?.min(WANTED))?;
+        // Not even that, where pipes are small.
+        let _ = resize(crate::setting::pipe_max_size()?.min(WANTED));
     }
     Ok((read, write))
+}
+
+/// Pipes that use up what `fs.pipe-user-pages-soft` allows this user, as long as they are open.
+pub(crate) fn use_up() -> io::Result<Vec<OwnedFd>> {
+    const PAGES_MAX: usize = 1 << 20;
+
+    let mut held = Vec::new();
+    for _ in 0..PAGES_MAX {
+        let (read, write) = pipe()?;
+        let before = fcntl(&write, FcntlArg::F_GETPIPE_SZ)?;
+        held.push(read);
+        if fcntl(&write, FcntlArg::F_SETPIPE_SZ(before * 2)).is_err() {
+            return Ok(held);
+        }
+        let _ = fcntl(&write, FcntlArg::F_SETPIPE_SZ(crate::setting::pipe_max_size()? as i32));
+    }
+    Err(io::Error::other("pipes can be had without end"))
 }
 
 /// Puts memory into a pipe by reference, as CRIU does: whatever fits, call after call.

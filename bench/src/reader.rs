@@ -15,6 +15,8 @@ pub(crate) enum Take {
     Splice,
     /// Copied out, 128 KiB at a time, as a compressor reads.
     Read,
+    /// Copied out by a `dd` of its own, 1 MiB at a time, as lz4 and mbuffer read.
+    Dd,
     /// Spliced, at so many bytes a second.
     Throttled(f64),
 }
@@ -23,7 +25,8 @@ pub(crate) enum Take {
 pub(crate) fn drain(pipe: OwnedFd, take: Take) -> io::Result<u64> {
     match take {
         Take::Splice => splice_away(&pipe, |_| ()),
-        Take::Read => read_away(File::from(pipe)),
+        Take::Read => read_away(File::from(pipe), 128 << 10),
+        Take::Dd => read_away(File::from(pipe), 1 << 20),
         Take::Throttled(rate) => {
             let start = Instant::now();
             splice_away(&pipe, |taken| {
@@ -50,10 +53,8 @@ fn splice_away(pipe: &OwnedFd, mut after_each: impl FnMut(u64)) -> io::Result<u6
     }
 }
 
-fn read_away(pipe: File) -> io::Result<u64> {
-    const AT_ONCE: usize = 128 << 10;
-
-    read_into(pipe, &mut vec![0; AT_ONCE])
+fn read_away(pipe: File, at_once: usize) -> io::Result<u64> {
+    read_into(pipe, &mut vec![0; at_once])
 }
 
 /// Reads all there is into the buffer, again and again, and returns how many bytes that was.

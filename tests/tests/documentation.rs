@@ -26,10 +26,7 @@ const SCREEN: (usize, usize) = (60, 80);
 const SHORT: usize = 30;
 
 /// What starts the filters.
-const COMMANDS: [&str; 1] = ["criu-image-streamer"];
-
-/// Crates whose pages are still those of their predecessors.
-const PAGES_DUE: [&str; 3] = ["criu-checkpoint", "criu-restore", "supervise"];
+const COMMANDS: [&str; 3] = ["criu-image-streamer", "criu-checkpoint", "criu-restore"];
 
 fn programs() -> impl Iterator<Item = &'static str> {
     FILTERS.into_iter().chain(COMMANDS)
@@ -128,11 +125,12 @@ fn must_fit(name: &str, help: &str, limit: usize) {
 }
 
 /// The messages that the page of a program explains; of a library, those that the pages of the
-/// filters do.
+/// filters do, or of what is built on it.
 fn own_page(krate: &str) -> Vec<String> {
     let pages = programs().filter(|name| *name == krate);
     let pages: Vec<_> = match programs().any(|name| name == krate) {
         true => pages.collect(),
+        false if krate == "supervise" => COMMANDS.to_vec(),
         false => FILTERS.to_vec(),
     };
     pages.into_iter().flat_map(|name| diagnostics(&format!("man/{name}.1"))).collect()
@@ -174,7 +172,7 @@ fn each_filter_s_page_tells_its_privileges_and_what_sees_a_wrong_bit() {
 fn every_message_is_explained_under_diagnostics() {
     let shared = diagnostics("man/criu-stream-utils.7");
     let mut missing = Vec::new();
-    for (krate, file) in sources().into_iter().filter(|(krate, _)| !PAGES_DUE.contains(&&**krate)) {
+    for (krate, file) in sources() {
         let own = own_page(&krate);
         let messages = messages(&read(&file));
         for message in messages {

@@ -78,7 +78,9 @@ impl Dump {
         while to_come > 0 || !open.is_empty() {
             if to_come > 0 && open.len() < at_once && random.one_in(2) {
                 // A tenth of the names come again.
-                let name = format!("file-{}.img", random.below(1 + count * 9 / 10));
+                let number = random.below(1 + count * 9 / 10);
+                let kind = if number % 3 == 0 { "pages" } else { "file" };
+                let name = format!("{kind}-{number}.img");
                 to_come -= 1;
                 if !open.contains_key(&name) {
                     let length = match largest {
@@ -207,8 +209,9 @@ fn restore(dir: &Path, inputs: Vec<OwnedFd>, expected: &Files, random: &mut Rand
     } else {
         let serve = filters::serve(&into).stdin(stdin).time_limit(TIME_LIMIT).start();
         serve.wait_for("socket-init");
-        merge.finish().succeeded();
+        // CRIU may read while the image arrives.
         fetch_and_compare(&into, expected, random);
+        merge.finish().succeeded();
         serve.finish().succeeded();
     }
 }

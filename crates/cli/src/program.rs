@@ -50,6 +50,8 @@ impl Program {
     /// Starts answering signals, with these counters. Call before anything is made that a signal
     /// should remove.
     pub fn attend_signals(&self, counters: &Arc<Counters>) -> io::Result<()> {
+        // Before there is another thread.
+        pipe_io::inherit::sleep_precisely();
         signals::attend(self.name, Arc::clone(counters), self.verbose)
     }
 

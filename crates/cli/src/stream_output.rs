@@ -2,7 +2,7 @@
 
 use crate::{Counters, Place, reason};
 use pipe_io::poll::{self, PollFd, PollFlags};
-use pipe_io::{Endpoint, Kind, MoveError, Mover, splice};
+use pipe_io::{Endpoint, Kind, MoveError, Mover, Rest, pipe, splice};
 use std::fmt;
 use std::io::{self, ErrorKind, Write};
 use std::os::fd::{AsFd, BorrowedFd};
@@ -22,6 +22,9 @@ pub struct StreamOutput {
     counted: u64,
     /// How long sources have had nothing.
     starved: Duration,
+    rest: Rest,
+    /// Of a pipe, in bytes.
+    capacity: u64,
 }
 
 /// The stream cannot be written.
@@ -40,12 +43,15 @@ pub enum SourceError {
 impl StreamOutput {
     /// Starts a stream; what goes into it is counted as shard 0.
     pub fn new(endpoint: Endpoint, counters: Arc<Counters>) -> StreamOutput {
+        let capacity = pipe::capacity(&endpoint).unwrap_or(0) as u64;
         StreamOutput {
             writer: StreamWriter::new(endpoint, None),
             mover: Mover::default(),
             counters,
             counted: 0,
             starved: Duration::ZERO,
+            rest: Rest::default(),
+            capacity,
         }
     }
 
@@ -143,27 +149,56 @@ impl StreamOutput {
 
     /// Moves some bytes. While the source has none, it is noticed if the stream's reader goes.
     fn move_some(&mut self, from: &Endpoint, length: u64) -> Result<usize, MoveError> {
-        let to = self.writer.get_ref();
-        if from.kind() == Kind::Pipe && to.kind() == Kind::Pipe {
-            match splice::splice_now(from, to, length as usize) {
-                Err(error) if error.kind() == ErrorKind::WouldBlock => {}
-                moved => return moved.map_err(MoveError::Output),
-            }
+        if from.kind() == Kind::Pipe && self.endpoint().kind() == Kind::Pipe {
+            return self.splice_some(from, length as usize);
         }
         if matches!(from.kind(), Kind::Pipe | Kind::Socket) {
-            let mut fds = [
-                PollFd::new(from.as_fd(), PollFlags::POLLIN),
-                PollFd::new(to.as_fd(), PollFlags::empty()),
-            ];
-            let start = Instant::now();
-            poll::wait(&mut fds).map_err(MoveError::Input)?;
-            let [_, output] = fds;
-            self.starved += start.elapsed();
-            if output.revents().is_some_and(|events| events.intersects(poll::READER_GONE)) {
-                return Err(MoveError::Output(ErrorKind::BrokenPipe.into()));
-            }
+            self.await_source(from)?;
         }
         self.mover.some(from, self.writer.get_ref(), length)
+    }
+
+    /// The same from a pipe to a pipe, whose reader is left alone while it copies.
+    fn splice_some(&mut self, from: &Endpoint, length: usize) -> Result<usize, MoveError> {
+        loop {
+            self.rest.sleep();
+            let start = Instant::now();
+            let spliced = splice::splice_now(from, self.writer.get_ref(), length);
+            let moved = spliced.as_ref().copied().unwrap_or(0);
+            self.rest.met(start.elapsed().saturating_sub(splice::usual_time(moved)));
+            match spliced {
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                    let to = self.writer.get_ref();
+                    if poll::is_writable(to).map_err(MoveError::Output)? {
+                        self.await_source(from)?;
+                    } else {
+                        poll::wait_writable(to).map_err(MoveError::Output)?;
+                        self.rest.begin(self.capacity);
+                    }
+                }
+                Ok(moved) => {
+                    self.rest.begin(moved as u64);
+                    return Ok(moved);
+                }
+                Err(error) => return Err(MoveError::Output(error)),
+            }
+        }
+    }
+
+    /// Waits until the source has something, or the stream's reader has gone, which is an error.
+    fn await_source(&mut self, from: &Endpoint) -> Result<(), MoveError> {
+        let mut fds = [
+            PollFd::new(from.as_fd(), PollFlags::POLLIN),
+            PollFd::new(self.writer.get_ref().as_fd(), PollFlags::empty()),
+        ];
+        let start = Instant::now();
+        poll::wait(&mut fds).map_err(MoveError::Input)?;
+        let [_, output] = fds;
+        self.starved += start.elapsed();
+        match output.revents().is_some_and(|events| events.intersects(poll::READER_GONE)) {
+            true => Err(MoveError::Output(ErrorKind::BrokenPipe.into())),
+            false => Ok(()),
+        }
     }
 
     /// Ends a file.

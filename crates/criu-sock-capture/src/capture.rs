@@ -68,10 +68,11 @@ pub(crate) fn run(args: Args) -> Result<(), Failure<Error>> {
     Child::conclude(child, outcome, Error::is_effect_of_criu_s_end).map_err(Error::into_failure)
 }
 
-/// After so few bytes, in bytes, it is worth letting more come.
+/// If a wake-up moved less than this, in bytes, pause so that more can accumulate, unless a writer
+/// waits for room in its pipe.
 const NAP_BELOW: u64 = 64 << 10;
-/// Most of what small files cost is waking up for each.
-const NAP: Duration = Duration::from_micros(50);
+/// How long: small files cost mostly the wake-up for each.
+const NAP: Duration = Duration::from_micros(100);
 
 /// How much of CRIU's news is heard before what has come is moved on. CRIU does not wait until its
 /// small files are read, so all those that its socket holds would be open here at once: some 280
@@ -101,6 +102,14 @@ struct Capture {
     progress: Progress,
 }
 
+/// What was moved at once.
+#[derive(Clone, Copy, Debug, Default)]
+struct Moved {
+    bytes: u64,
+    /// Whether a pipe was full, or as good as that.
+    was_full: bool,
+}
+
 /// What there is to do.
 struct Ready {
     criu: bool,
@@ -122,7 +131,7 @@ impl Capture {
             if let Some(child) = child.as_mut().filter(|_| ready.child) {
                 self.attend(child)?;
             }
-            if moved < NAP_BELOW {
+            if moved.bytes < NAP_BELOW && !moved.was_full {
                 thread::sleep(NAP);
             }
         }
@@ -232,10 +241,10 @@ impl Capture {
     }
 
     /// Moves what the files have that were ready, and ends those that are complete. Returns how
-    /// many bytes were moved.
-    fn drain(&mut self, ready: &[PollFlags]) -> Result<u64, Error> {
+    /// much was moved.
+    fn drain(&mut self, ready: &[PollFlags]) -> Result<Moved, Error> {
         let mut ended = Vec::new();
-        let mut moved = 0;
+        let mut moved = Moved::default();
         for (index, (inflow, events)) in self.inflows.iter_mut().zip(ready).enumerate() {
             if events.is_empty() {
                 continue;
@@ -243,7 +252,8 @@ impl Capture {
             let hung_up = events.intersects(PollFlags::POLLHUP | PollFlags::POLLERR);
             let available = inflow.fetch(hung_up)?;
             if available.bytes > 0 {
-                moved += u64::from(available.bytes);
+                moved.bytes += u64::from(available.bytes);
+                moved.was_full |= available.is_full;
                 self.output.data(&inflow.name, available.bytes)?;
                 self.output.payload(inflow.pipe(), available.bytes).map_err(
                     |error| match error {

@@ -40,6 +40,8 @@ pub(crate) struct Available {
     pub(crate) bytes: u32,
     /// Whether the file is complete with them.
     pub(crate) end: bool,
+    /// Whether they fill half of the pipe, and its writer may be waiting.
+    pub(crate) is_full: bool,
 }
 
 impl Inflow {
@@ -81,7 +83,7 @@ impl Inflow {
         if let Origin::Fetched { place, source, into, mover } = &mut self.origin {
             let capacity = pipe::capacity(&*into).map_err(Error::System)?;
             return match mover.some(source, into, capacity as u64) {
-                Ok(bytes) => Ok(Available { bytes: bytes as u32, end: bytes == 0 }),
+                Ok(bytes) => Ok(Available { bytes: bytes as u32, end: bytes == 0, is_full: false }),
                 Err(MoveError::Input(error)) => Err(Error::External(place.clone(), error)),
                 Err(MoveError::Output(error)) => Err(Error::System(error)),
             };
@@ -99,8 +101,13 @@ impl Inflow {
                 Err(Error::InventoryCut)
             }
             // A pipe holds at most 2 GiB.
-            _ => Ok(Available { bytes: bytes as u32, end }),
+            _ => Ok(Available { bytes: bytes as u32, end, is_full: self.is_full(queued) }),
         }
+    }
+
+    /// Most files are smaller than any pipe, and need not ask.
+    fn is_full(&self, queued: usize) -> bool {
+        queued >= pipe::page() && pipe::capacity(&self.pipe).is_ok_and(|bytes| queued >= bytes / 2)
     }
 
     /// Most of CRIU's files are a few hundred bytes, and a large pipe for each would cost more

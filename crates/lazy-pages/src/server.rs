@@ -180,7 +180,7 @@ struct Ready {
 
 impl<T: FnMut(Moment)> Serving<'_, T> {
     fn serve(&mut self) -> Result<(), Error> {
-        while !self.is_over() {
+        while !self.is_over()? {
             let ready = self.wait()?;
             if ready.keeper {
                 return Err(Error::KeeperDied);
@@ -204,12 +204,14 @@ impl<T: FnMut(Moment)> Serving<'_, T> {
     }
 
     /// Whether there is nothing more to come, and nothing left to be done.
-    fn is_over(&self) -> bool {
-        let is_last = match self.server.is_connected() {
+    fn is_over(&self) -> Result<bool, Error> {
+        // In this order: who connects does so before the stream is over.
+        let is_streamed = self.server.streamed.load(Ordering::Acquire);
+        let is_last = match self.server.has_connected()? {
             true => self.restored.is_some(),
-            false => self.server.streamed.load(Ordering::Acquire),
+            false => is_streamed,
         };
-        is_last && self.spaces.is_empty()
+        Ok(is_last && self.spaces.is_empty())
     }
 
     fn wait(&self) -> Result<Ready, Error> {

@@ -1,6 +1,7 @@
 //! The state that a program inherits: descriptors by number, ignored and blocked signals, limits.
 
 use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl};
+use nix::sys::prctl;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::Signal;
 use nix::sys::stat::SFlag;
@@ -144,9 +145,9 @@ fn handler(signal: libc::c_int) -> Option<libc::sighandler_t> {
     (asked == 0).then_some(action.sa_sigaction)
 }
 
-/// Gives the calling process the signal dispositions, the signal mask and the limit of descriptors
-/// that the program was started with, and closes those of the descriptors 0, 1 and 2 that it was
-/// started without, except `given`. For a child, between fork and exec: it allocates nothing.
+/// Gives the calling process the signal dispositions, the signal mask, the limit of descriptors and
+/// the timer slack that the program was started with, and closes those of the descriptors 0, 1 and
+/// 2 that it was started without, except `given`. For a child, between fork and exec: it allocates nothing.
 pub(crate) fn become_as_at_start(given: &[RawFd]) {
     let (ignored, blocked) =
         (IGNORED_AT_START.load(Ordering::Relaxed), BLOCKED_AT_START.load(Ordering::Relaxed));
@@ -171,6 +172,9 @@ pub(crate) fn become_as_at_start(given: &[RawFd]) {
     let descriptors = DESCRIPTORS_AT_START.load(Ordering::Relaxed);
     if let (Ok((_, hard)), 1..) = (getrlimit(Resource::RLIMIT_NOFILE), descriptors) {
         let _ = setrlimit(Resource::RLIMIT_NOFILE, descriptors, hard);
+    }
+    if let slack @ 1.. = TIMER_SLACK_AT_START.load(Ordering::Relaxed) {
+        let _ = prctl::set_timerslack(slack);
     }
     for number in (0..3).filter(|number| was_closed_at_start(*number) && !given.contains(number)) {
         // SAFETY: the process is about to execute another program; what Rust's start-up code has
@@ -209,6 +213,20 @@ pub fn raise_descriptor_limit() -> u64 {
     match setrlimit(Resource::RLIMIT_NOFILE, hard, hard) {
         Ok(()) => hard,
         Err(_) => soft,
+    }
+}
+
+/// How late a sleep of the program might end before [`sleep_precisely`], in nanoseconds; 0 if that
+/// was not called.
+static TIMER_SLACK_AT_START: AtomicU64 = AtomicU64::new(0);
+
+/// Has this thread, and those that it starts, sleep for as long as they mean to: without this, a
+/// sleep of 50 µs is one of 100. The programs that it starts would inherit that, and what CRIU
+/// restores, too: see [`crate::process::as_our_caller`].
+pub fn sleep_precisely() {
+    if let Ok(slack @ 1..) = prctl::get_timerslack() {
+        TIMER_SLACK_AT_START.store(slack as u64, Ordering::Relaxed);
+        let _ = prctl::set_timerslack(1);
     }
 }
 

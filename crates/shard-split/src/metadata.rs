@@ -30,6 +30,8 @@ pub(crate) struct Metadata {
     small: u64,
     /// Bytes of all files.
     seen: u64,
+    /// Whether a large file was replaced by a later one.
+    is_large_replaced: bool,
 }
 
 #[derive(Debug)]
@@ -39,8 +41,8 @@ enum File {
     Held(Vec<u8>, bool),
     /// Complete, and small.
     Small,
-    /// Its data goes to the other shards.
-    Large,
+    /// Its data goes to the other shards; and whether it is complete.
+    Large(bool),
 }
 
 /// Where the next bytes of a file go.
@@ -61,7 +63,8 @@ impl Metadata {
     pub(crate) fn begin(&mut self, name: &FileName) {
         match self.files.get_mut(name) {
             Some(file @ File::Small) => *file = File::Held(Vec::new(), true),
-            Some(_) => {}
+            Some(File::Large(complete)) => self.is_large_replaced |= std::mem::take(complete),
+            Some(File::Held(..)) => {}
             None => _ = self.files.insert(name.clone(), File::Held(Vec::new(), false)),
         }
     }
@@ -79,7 +82,7 @@ impl Metadata {
         }
         self.held = self.held.saturating_sub(bytes.len() as u64);
         let bytes = std::mem::take(bytes);
-        *file = File::Large;
+        *file = File::Large(false);
         Decision::BecomesLarge(bytes)
     }
 
@@ -100,21 +103,22 @@ impl Metadata {
     /// A file has ended: its bytes if it is small, `None` if it is large.
     pub(crate) fn end(&mut self, name: &FileName) -> Option<Vec<u8>> {
         let file = self.files.get_mut(name)?;
-        let File::Held(bytes, _) = file else { return None };
-        let bytes = std::mem::take(bytes);
+        let bytes = match file {
+            File::Held(bytes, _) => std::mem::take(bytes),
+            File::Small | File::Large(_) => {
+                *file = File::Large(true);
+                return None;
+            }
+        };
         *file = File::Small;
         self.held = self.held.saturating_sub(bytes.len() as u64);
         self.small += bytes.len() as u64;
         Some(bytes)
     }
 
-    /// The files that have not ended and may be small, in the order of their names.
-    pub(crate) fn undecided(&self) -> Vec<FileName> {
-        let files = self.files.iter();
-        let held = files.filter(|(_, file)| matches!(file, File::Held(..)));
-        let mut names: Vec<_> = held.map(|(name, _)| name.clone()).collect();
-        names.sort_unstable();
-        names
+    /// Whether a reader that has the metadata, and some of a large file, may have the wrong one.
+    pub(crate) fn is_large_replaced(&self) -> bool {
+        self.is_large_replaced
     }
 }
 
@@ -169,6 +173,8 @@ mod tests {
         assert!(is_small(&mut metadata, "a", 10 * SMALL));
         assert!(is_small(&mut metadata, "a", 10));
         assert!(!is_small(&mut metadata, "pages-1.img", 10 * SMALL));
+        assert!(!metadata.is_large_replaced());
         assert!(!is_small(&mut metadata, "pages-1.img", 10));
+        assert!(metadata.is_large_replaced());
     }
 }

@@ -26,6 +26,9 @@ const MARKER_SLOTS: Slots = Slots(3);
 ///
 /// A quarter: with half, a reader that empties its pipe in two gulps waits for us; with less,
 /// each waking-up moves too little to be worth it.
+///
+/// Poll must have been asked which shards are writable. The others have no room, and those that are
+/// left to their readers are not looked at.
 pub(crate) fn most(
     shards: &mut [Shard],
     first: usize,
@@ -35,6 +38,13 @@ pub(crate) fn most(
     let now = Instant::now();
     let mut best: Option<(Room, u64)> = None;
     for (index, shard) in shards.iter_mut().enumerate().skip(first) {
+        if shard.is_full() {
+            shard.note_room(false, now);
+            continue;
+        }
+        if shard.left_alone(now).is_some() {
+            continue;
+        }
         let room = of(index, shard, density)?
             .filter(|room| room.bytes >= wanted || room.slots >= shard.slots() / 4);
         shard.note_room(room.is_some(), now);
@@ -55,8 +65,10 @@ fn of(index: usize, shard: &mut Shard, density: u64) -> Result<Option<Room>, Err
         return Ok(None);
     }
     let free = shard.free()?;
-    // An empty pipe is used however small it is.
-    let at_least = Slots(u64::from(free == shard.slots()));
+    // An empty pipe is used however small it is, and a smaller one as soon as poll can tell: what
+    // does not fit is owed.
+    let is_usable = free == shard.slots() || (free > Slots(0) && shard.slots() <= MARKER_SLOTS);
+    let at_least = Slots(u64::from(is_usable));
     let slots = free.saturating_sub(MARKER_SLOTS + Slots(1)).max(at_least);
     let bytes = slots.bytes(density);
     Ok((bytes > 0).then_some(Room { shard: index, free, slots, bytes }))

@@ -4,11 +4,11 @@ use crate::debt::Debt;
 use crate::error::Error;
 use crate::ledger::Ledger;
 use cli::{Counters, Place};
-use pipe_io::pipe::{self, Slots};
-use pipe_io::{Endpoint, poll};
+use pipe_io::pipe::{self, Slots, page};
+use pipe_io::{Endpoint, Rest, poll};
 use std::io::{self, Write};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use wire_format::{ImageId, Marker, Shard as ShardPlace};
 
 /// A shard that is being written.
@@ -31,6 +31,9 @@ pub(crate) struct Shard {
     /// Page slots of its pipe.
     slots: Slots,
     debt: Debt,
+    rest: Rest,
+    /// Whether poll has found no slot free, the last time.
+    full: bool,
     /// Since when it has had no room, while there was something to be written.
     blocked: Option<Instant>,
 }
@@ -59,6 +62,8 @@ impl Shard {
             free_at_least: Slots::default(),
             slots,
             debt: Debt::default(),
+            rest: Rest::default(),
+            full: false,
             blocked: None,
         })
     }
@@ -80,7 +85,9 @@ impl Shard {
 
     /// How many page slots are free now.
     pub(crate) fn free(&mut self) -> Result<Slots, Error> {
+        let start = Instant::now();
         let queued = pipe::queued(&self.endpoint).map_err(|error| self.failed(error))?;
+        self.rest.met(start.elapsed());
         self.free_at_least = self.slots.saturating_sub(self.ledger.taken(queued as u64));
         Ok(self.free_at_least)
     }
@@ -88,6 +95,30 @@ impl Shard {
     /// How many bytes its reader has not taken yet, of those that were written.
     pub(crate) fn untaken(&self) -> Result<usize, Error> {
         self.endpoint.untaken().map_err(|error| self.failed(error))
+    }
+
+    /// Notes whether poll has found a slot free. In a pipe that had none, that is when its reader
+    /// begins to copy.
+    pub(crate) fn note_writable(&mut self, is_writable: bool) {
+        if is_writable && self.full {
+            self.rest.begin(self.slots.bytes(page() as u64));
+        }
+        self.full = !is_writable;
+    }
+
+    /// Whether poll has found no slot free, the last time.
+    pub(crate) fn is_full(&self) -> bool {
+        self.full
+    }
+
+    /// Leaves the pipe to its reader, which has so many more bytes to copy.
+    pub(crate) fn leave(&mut self, bytes: u64) {
+        self.rest.begin(bytes);
+    }
+
+    /// How long the pipe is still left to its reader, and not to be looked at.
+    pub(crate) fn left_alone(&self, now: Instant) -> Option<Duration> {
+        self.rest.left(now)
     }
 
     /// How many page slots are free at least, without looking.

@@ -21,6 +21,9 @@ pub(crate) struct Sorter {
     /// The file that the marker with the last number belongs to, if that is not of the first shard:
     /// only then may the others' next marker go without a name before it.
     named: Option<FileName>,
+    /// The last file that the first shard gets, complete: with its end goes that all files have been
+    /// named, which is known only at the end of the input. A restore begins with it.
+    inventory: Option<(FileName, Vec<u8>)>,
     /// Markers and payload that the first shard gets next.
     batch: Vec<u8>,
 }
@@ -86,17 +89,26 @@ impl Split {
             self.sorter.named = None;
             return Ok(());
         };
-        let all_named = name.as_str() == INVENTORY;
-        if all_named {
-            for name in self.sorter.metadata.undecided() {
-                self.announce(&name)?;
-            }
+        if name.as_str() == INVENTORY {
+            self.sorter.inventory = Some((name.clone(), bytes));
+            return Ok(());
         }
-        self.batch_data(name, &bytes)?;
+        self.batch_end(name, &bytes, false)
+    }
+
+    /// Gives the first shard the last file, as the input has ended.
+    pub(crate) fn finish_sorting(&mut self) -> Result<(), Error> {
+        let Some((name, bytes)) = self.sorter.inventory.take() else { return Ok(()) };
+        // CRIU replaces none. Whoever does gets no promise.
+        let all_named = !self.sorter.metadata.is_large_replaced();
+        self.batch_end(&name, &bytes, all_named)
+    }
+
+    /// Gives the first shard the last data of a file, and its end.
+    fn batch_end(&mut self, name: &FileName, bytes: &[u8], all_named: bool) -> Result<(), Error> {
+        self.batch_data(name, bytes)?;
         let end = Marker { all_named, ..self.number(Body::FileEof) };
-        self.collect(end)?;
-        // The restore can begin with this.
-        if all_named { self.let_batch_go() } else { Ok(()) }
+        self.collect(end)
     }
 
     /// Takes payload into memory.

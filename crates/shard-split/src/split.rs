@@ -60,7 +60,7 @@ pub(crate) fn run(args: Args) -> Result<(), Failure<Error>> {
             pending: Vec::new(),
             next_seq: 0,
             seen: 0,
-            favourite: 0,
+            favourite: usize::from(metadata_first),
             density: page() as u64,
         };
         split.run(image_id, split_id, first, &mut outputs)?;
@@ -126,6 +126,9 @@ impl Split {
     /// A pipe of so few slots may be too small for a marker and its payload, and tells nothing
     /// about how they came.
     const SMALL_PIPE: Slots = Slots(8);
+    /// How long a shard is left that has too little room, at first and in the end.
+    const PAUSE_MIN: Duration = Duration::from_micros(100);
+    const PAUSE_MAX: Duration = Duration::from_millis(5);
 
     /// Writes the whole image, of which the first marker was read, and closes the shards. After an
     /// error `outputs` has been asked for its reason before they are closed.
@@ -165,6 +168,7 @@ impl Split {
             self.await_input()?;
             marker = self.input.next_marker()?;
         }
+        self.finish_sorting()?;
         self.let_go()?;
         Ok(self.number(Body::ImageEof))
     }
@@ -303,29 +307,68 @@ impl Split {
 
     /// The shard with the most room, as soon as one has enough.
     pub(crate) fn choose(&mut self, wanted: u64) -> Result<Room, Error> {
-        const PAUSE_MIN: Duration = Duration::from_micros(50);
-        const PAUSE_MAX: Duration = Duration::from_millis(5);
-
-        let mut pause = PAUSE_MIN;
+        let mut pause = Split::PAUSE_MIN;
         loop {
             self.pay_debts()?;
             if let Some(room) = self.room_of_favourite(wanted) {
                 return Ok(room);
             }
+            self.look_for_room(None)?;
             if let Some(room) = room::most(&mut self.shards, self.first, wanted, self.density)? {
                 self.favourite = room.shard;
                 return Ok(room);
             }
-            // A pipe can be polled only for its first free slot. One that has some, but too few
-            // to be worth a chunk, is looked at again after a while; ever less often, so that
-            // waiting for slow readers costs little.
-            if self.is_any_writable()? {
-                thread::sleep(pause);
-                pause = (pause * 2).min(PAUSE_MAX);
-            } else {
-                self.wait_for_shards(PollFlags::POLLOUT)?;
+            self.await_room(&mut pause)?;
+        }
+    }
+
+    /// Comes back when some shard may have more room.
+    fn await_room(&mut self, pause: &mut Duration) -> Result<(), Error> {
+        let now = Instant::now();
+        let (left_alone, others): (Vec<_>, Vec<_>) = self
+            .shards
+            .iter()
+            .skip(self.first)
+            .filter(|shard| !shard.is_full() && !shard.is_in_debt())
+            .partition(|shard| shard.left_alone(now).is_some());
+        // A pipe can be polled only for its first free slot. One that has some, but too few to be
+        // worth a chunk, is looked at again after a while; ever less often, so that waiting for
+        // slow readers costs little.
+        if !others.is_empty() {
+            thread::sleep(*pause);
+            *pause = (*pause * 2).min(Split::PAUSE_MAX);
+            return Ok(());
+        }
+        let least = left_alone.iter().filter_map(|shard| shard.left_alone(now)).min();
+        match least {
+            Some(left) => self.look_for_room(Some(left)),
+            None => self.wait_for_shards(PollFlags::POLLOUT),
+        }
+    }
+
+    /// Sees which shards have a free slot. With a limit, waits no longer than that until another
+    /// one has.
+    fn look_for_room(&mut self, limit: Option<Duration>) -> Result<(), Error> {
+        let full = |shard: &Shard| limit.is_none() || shard.is_full() || shard.is_in_debt();
+        let wanted = |shard: &Shard| match full(shard) {
+            true => PollFlags::POLLOUT,
+            false => PollFlags::empty(),
+        };
+        let mut fds: Vec<_> = self
+            .shards
+            .iter()
+            .map(|shard| PollFd::new(shard.endpoint.as_fd(), wanted(shard)))
+            .collect();
+        let polled = poll::wait_for(&mut fds, limit.unwrap_or_default());
+        polled.map_err(Error::System)?;
+        self.refuse_broken(&fds)?;
+        let are_writable: Vec<_> = fds.iter().map(|fd| fd.any().unwrap_or(false)).collect();
+        for (shard, is_writable) in self.shards.iter_mut().zip(are_writable) {
+            if limit.is_none() || shard.is_full() {
+                shard.note_writable(is_writable);
             }
         }
+        Ok(())
     }
 
     /// The room that the shard chosen last is known to have, if that is enough for a small chunk.
@@ -339,13 +382,6 @@ impl Split {
 
         let shard = self.shards.get(self.favourite).filter(|_| wanted <= SMALL)?;
         room::known(self.favourite, shard, wanted, self.density)
-    }
-
-    fn is_any_writable(&self) -> Result<bool, Error> {
-        let mut fds: Vec<_> = self.poll_shards(PollFlags::POLLOUT).collect();
-        let is_any = poll::look(&mut fds).map_err(Error::System)?;
-        self.refuse_broken(&fds)?;
-        Ok(is_any)
     }
 
     /// Writes the collected markers to the shard that was chosen.
@@ -395,6 +431,7 @@ impl Split {
         }
         if let Some(shard) = self.shards.get_mut(room.shard) {
             shard.gave(length, Slots(length.div_ceil(self.density) + 1));
+            shard.leave(length);
         }
         self.density = (self.density * 2).min(page() as u64);
         Ok(())

@@ -7,7 +7,7 @@
 //! started. So a process that is held is let run on whichever of the two dies.
 
 use crate::events::{Event, taken_signals};
-use crate::family::{HasEnded, Processes, signal_all};
+use crate::family::{HasEnded, Processes, Stat, signal_all};
 use crate::link::word::{self, Word};
 use crate::scratch::Scratch;
 use crate::tell::Voice;
@@ -60,6 +60,11 @@ pub enum Fact {
     Criu(Pid),
     /// The other end of a migration is told to let the tree run.
     Going,
+    /// CRIU has ended, and whether it has succeeded: the holder has taken its status.
+    CriuEnded {
+        /// Whether its status was 0.
+        success: bool,
+    },
     /// The tree may go: what CRIU does now is what was wanted.
     LetGo,
     /// How the command ends.
@@ -271,9 +276,12 @@ impl Front {
             _ => None,
         });
         let let_go = self.facts.contains(&Fact::LetGo);
-        let criu_status = self.end_all(criu, let_go);
+        let has_ended = self.facts.iter().any(|fact| matches!(fact, Fact::CriuEnded { .. }));
+        let criu_status = self.end_all(criu.filter(|_| !has_ended), let_go);
         self.scratch.remove();
-        let success = let_go && criu_status.is_some_and(|status| status.success());
+        let success = let_go
+            && (criu_status.is_some_and(|status| status.success())
+                || self.facts.contains(&Fact::CriuEnded { success: true }));
         if self.last_words.over_link {
             let reason = "the process that did the work has died".to_owned();
             word::say(&match (success, let_go) {
@@ -302,7 +310,9 @@ impl Front {
         ExitCode::FAILURE
     }
 
-    /// Ends all that is left, CRIU last, and returns CRIU's status.
+    /// Ends all that is left, CRIU last, and returns CRIU's status, unless the holder has taken it.
+    /// Once the tree was let go nothing but CRIU is waited for: what there is besides may be the
+    /// tree.
     fn end_all(&self, criu: Option<Pid>, let_go: bool) -> Option<ExitStatus> {
         const LOOK: Duration = Duration::from_millis(10);
 
@@ -317,30 +327,27 @@ impl Front {
             }
             let processes = Processes::now();
             let mut left = processes.below(getpid());
-            let waits_for_criu = criu.is_some() && criu_status.is_none();
-            if let Some(criu) = criu.filter(|_| waits_for_criu) {
+            // What is not a child of ours has been waited for, and the number may be another's.
+            let running = criu.filter(|_| criu_status.is_none());
+            let running =
+                running.filter(|criu| Stat::of(*criu).is_some_and(|it| it.parent == getpid()));
+            if let Some(criu) = running {
                 let spared = processes.from(criu);
                 left.retain(|pid| !spared.contains(pid));
             }
             let time = began.elapsed();
-            // A tree that was restored is CRIU's before, and ours from then on.
-            let keeps_rest =
-                let_go && !waits_for_criu && criu_status.is_some_and(|it| it.success());
-            if (left.is_empty() && !waits_for_criu) || keeps_rest {
-                return criu_status;
-            }
-            if time >= CRIU_GRACE + AFTER_KILL {
+            let is_over = running.is_none() && (left.is_empty() || let_go);
+            if is_over || time >= CRIU_GRACE + AFTER_KILL {
                 return criu_status;
             }
             match time {
+                _ if let_go => {}
                 _ if time >= GRACE => signal_all(&left, Signal::SIGKILL),
                 _ if !told => signal_all(&left, Signal::SIGTERM),
                 _ => {}
             }
             told = true;
-            if time >= CRIU_GRACE
-                && let Some(criu) = criu.filter(|_| waits_for_criu)
-            {
+            if let Some(criu) = running.filter(|_| time >= CRIU_GRACE) {
                 let _ = kill(criu, Signal::SIGKILL);
             }
             std::thread::sleep(LOOK);
@@ -370,6 +377,7 @@ impl fmt::Display for Fact {
         match self {
             Fact::Criu(pid) => writeln!(f, "criu {pid}"),
             Fact::Going => writeln!(f, "going"),
+            Fact::CriuEnded { success } => writeln!(f, "criu-ended {}", u8::from(*success)),
             Fact::LetGo => writeln!(f, "let-go"),
             Fact::Outcome(Outcome::Status(status)) => writeln!(f, "status {status}"),
             Fact::Outcome(Outcome::Signal(signal)) => writeln!(f, "signal {}", *signal as i32),
@@ -385,6 +393,7 @@ impl Fact {
         match (fact, number) {
             ("criu", Some(pid)) => Some(Fact::Criu(Pid::from_raw(pid))),
             ("going", None) => Some(Fact::Going),
+            ("criu-ended", Some(number)) => Some(Fact::CriuEnded { success: number == 1 }),
             ("let-go", None) => Some(Fact::LetGo),
             ("status", Some(status)) => Some(Fact::Outcome(Outcome::Status(status as u8))),
             ("signal", Some(number)) => {
@@ -404,6 +413,8 @@ mod tests {
         let facts = [
             Fact::Criu(Pid::from_raw(42)),
             Fact::Going,
+            Fact::CriuEnded { success: true },
+            Fact::CriuEnded { success: false },
             Fact::LetGo,
             Fact::Outcome(Outcome::Status(75)),
             Fact::Outcome(Outcome::Signal(Signal::SIGTERM)),

@@ -183,7 +183,12 @@ impl Holder {
             std::thread::sleep(LOOK_SOON);
             Vec::new()
         });
-        (events, self.family.reap())
+        let ended = self.family.reap();
+        if let Some((_, status)) = ended.iter().find(|(role, _)| *role == Role::Criu) {
+            // At once: the front cannot take this status any more.
+            self.events.reins().tell(Fact::CriuEnded { success: status.success() });
+        }
+        (events, ended)
     }
 
     /// Keeps a line of a program, for the case that it is to blame.

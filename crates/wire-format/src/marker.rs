@@ -22,7 +22,7 @@ pub struct Marker {
     /// The image that this one is an increment of; in the first marker of a stream and of every
     /// shard.
     pub parent_id: Option<ImageId>,
-    /// With the end of `inventory.img`: all files that CRIU has written were named before.
+    /// With the end of `inventory.img`: all files of the image have been named.
     pub all_named: bool,
 }
 
