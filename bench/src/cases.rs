@@ -123,6 +123,16 @@ pub(crate) const CASES: &[Case] = &[
         dump(Shape::SmallFiles, 4, Take::Splice),
     ),
     case(
+        "page-capture-splice",
+        "Page server's connection as one stream, a reader that splices to /dev/null",
+        Work::Pages(Take::Splice),
+    ),
+    case(
+        "page-capture-read",
+        "Page server's connection as one stream, a reader that reads",
+        Work::Pages(Take::Read),
+    ),
+    case(
         "restore-1",
         "Restore from one stream, from a plain writer",
         restore(Shape::Process, Source::Writers(1)),
@@ -165,68 +175,8 @@ pub(crate) const CASES: &[Case] = &[
         pipes: Pipes::Small,
     },
     Case {
-<<<<<<< HEAD
-        name: "capture-16-splice",
-        title: "Capture as 16 shards, readers that splice to /dev/null",
-        work: dump(Shape::Process, 16, Take::Splice),
-    },
-    Case {
-        name: "slow-shard",
-        title: "Capture as 4 shards, one of them throttled to a tenth",
-        work: Work::Dump(Dump { shape: Shape::Process, shards: 4, take: Take::Splice, slow: true }),
-    },
-    Case {
-        name: "capture-tree",
-        title: "Capture of 50 processes with interleaved pages, as 4 shards",
-        work: dump(Shape::Tree, 4, Take::Splice),
-    },
-    Case {
-        name: "capture-small",
-        title: "Capture of 20,000 small files as 4 shards",
-        work: dump(Shape::SmallFiles, 4, Take::Splice),
-    },
-    Case {
-        name: "page-capture-splice",
-        title: "Page server's connection as one stream, a reader that splices to /dev/null",
-        work: Work::Pages(Take::Splice),
-    },
-    Case {
-        name: "page-capture-read",
-        title: "Page server's connection as one stream, a reader that reads",
-        work: Work::Pages(Take::Read),
-    },
-    Case {
-        name: "restore-1",
-        title: "Restore from one stream, from a plain writer",
-        work: restore(Shape::Process, Source::Writers(1)),
-    },
-    Case {
-        name: "restore-4",
-        title: "Restore from 4 shards, from plain writers",
-        work: restore(Shape::Process, Source::Writers(4)),
-    },
-    Case {
-        name: "restore-tree",
-        title: "Restore of 50 processes with interleaved pages, from 4 shards",
-        work: restore(Shape::Tree, Source::Writers(4)),
-    },
-    Case {
-        name: "restore-small",
-        title: "Restore of 20,000 small files from 4 shards",
-        work: restore(Shape::SmallFiles, Source::Writers(4)),
-    },
-    Case {
-        name: "restore-store",
-        title: "Restore from one stream, held in memory and in pipes",
-        work: restore(Shape::Process, Source::Stores),
-    },
-    Case {
-        name: "restore-file",
-        title: "Restore from a stream that is a file in the page cache",
-=======
         name: "small-pipes-restore",
         title: "Restore from a file in the page cache, in pipes of two pages",
->>>>>>> main
         work: restore(Shape::Process, Source::File),
         pipes: Pipes::Small,
     },

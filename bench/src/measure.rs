@@ -7,11 +7,7 @@ use crate::machine::Machine;
 use crate::memory::{Memory, PAGE};
 use crate::options::{Options, output_directory};
 use crate::results::{CaseResults, ContenderResults, Median, Results, Round, SettingResults};
-<<<<<<< HEAD
-use crate::{cleanup, dump, pages, report, restore, setting};
-=======
-use crate::{apart, cleanup, dump, report, restore, setting};
->>>>>>> main
+use crate::{apart, cleanup, dump, pages, report, restore, setting};
 use std::cell::Cell;
 use std::fs;
 use std::process::ExitCode;
