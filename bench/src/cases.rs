@@ -27,6 +27,8 @@ pub(crate) enum Pipes {
 pub(crate) enum Work {
     /// The stand-in for CRIU dumps.
     Dump(Dump),
+    /// The stand-in for CRIU dumps through the page server, to one reader.
+    Pages(Take),
     /// The stand-in for CRIU restores.
     Restore(Restore),
     /// The real CRIU dumps a process that goes on.
@@ -132,6 +134,16 @@ pub(crate) const CASES: &[Case] = &[
         "capture-small",
         "Capture of 20,000 small files as 4 shards",
         dump(Shape::SmallFiles, 4, Take::Splice),
+    ),
+    case(
+        "page-capture-splice",
+        "Page server's connection as one stream, a reader that splices to /dev/null",
+        Work::Pages(Take::Splice),
+    ),
+    case(
+        "page-capture-read",
+        "Page server's connection as one stream, a reader that reads",
+        Work::Pages(Take::Read),
     ),
     case(
         "restore-1",
@@ -244,6 +256,7 @@ impl Contender {
         match (self, work) {
             (Contender::Bare, Work::Dump(Dump { shape: Shape::SmallFiles, .. })) => "bare protocol",
             (Contender::Bare, Work::Restore(Restore { source: Source::File, .. })) => "bare file",
+            (Contender::Bare, Work::Pages(_)) => "bare socket and pipe",
             (Contender::Bare, _) => "bare pipe",
             (Contender::Cat, _) => "cat",
             (Contender::Criu, _) => "criu, files in tmpfs",
@@ -253,6 +266,7 @@ impl Contender {
             (Contender::Tenth, _) => "image-serve --lazy, a tenth",
             (Contender::Filters, Work::RealStart | Work::RealFill) => "image-serve --lazy",
             (Contender::Filters, Work::Dump(Dump { shards: 1, .. })) => "criu-sock-capture",
+            (Contender::Filters, Work::Pages(_)) => "criu-page-capture",
             (Contender::Filters, Work::Dump(_) | Work::RealDump) => "capture|split",
             (Contender::Filters, Work::Restore(restore)) if restore.shards() == 1 => "image-serve",
             (Contender::Filters, _) => "merge|serve",
@@ -290,7 +304,7 @@ impl Work {
             | Work::RealStart
             | Work::RealFill
             | Work::Restore(Restore { source: Source::Stores, .. }) => Work::SLOW_ROUNDS_MAX,
-            Work::Dump(_) | Work::Restore(_) => usize::MAX,
+            Work::Dump(_) | Work::Pages(_) | Work::Restore(_) => usize::MAX,
         }
     }
 
@@ -300,6 +314,7 @@ impl Work {
 
         let all: &[Contender] = match self {
             Work::Dump(Dump { shape: Shape::SmallFiles, .. }) => &[Bare, Filters, Peer],
+            Work::Pages(_) => &[Bare, Filters],
             Work::Restore(Restore { shape: Shape::SmallFiles, .. }) => &[Filters, Peer],
             Work::Restore(Restore { source: Source::Stores, .. }) => &[SmallPages, Memory, Filters],
             // With more shards or files `cat` would do just the same again.

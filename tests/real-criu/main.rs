@@ -6,6 +6,7 @@
 
 mod bench;
 mod command;
+mod containers;
 mod criu;
 mod pipeline;
 mod stamper;
@@ -14,6 +15,7 @@ mod victim;
 mod cycles;
 mod directory;
 mod failures;
+mod kernels;
 mod lazy;
 mod metadata_first;
 mod migration;
