@@ -164,8 +164,8 @@ pub(crate) const CASES: &[Case] = &[
     },
     Case {
         name: "small-pipes-restore",
-        title: "Restore from one stream, in pipes of two pages",
-        work: restore(Shape::Process, Source::Writers(1)),
+        title: "Restore from a file in the page cache, in pipes of two pages",
+        work: restore(Shape::Process, Source::File),
         pipes: Pipes::Small,
     },
     case("criu-dump", "The real CRIU dumps a process that goes on, as 4 shards", Work::RealDump),

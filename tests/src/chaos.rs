@@ -218,7 +218,7 @@ impl Case {
         let bytes = world.megabytes << 20;
         let fault = match random.below(12) {
             0 | 1 => Fault::Signal(Signal::SIGTERM, whom),
-            2 | 3 | 4 => Fault::Signal(Signal::SIGKILL, whom),
+            2..=4 => Fault::Signal(Signal::SIGKILL, whom),
             5 => Fault::Signal(random.pick(&[Signal::SIGINT, Signal::SIGHUP]), whom),
             6 | 7 => Fault::Stop(Duration::from_millis(20 + random.below(400) as u64), whom),
             8 => Fault::Command(match random.below(5) {

@@ -77,11 +77,12 @@ impl Hold {
                 match (generation, &before) {
                     (Err(fault), _) => return Life::Broken(fault.clone()),
                     // Another one than that which was begun before.
-                    (Ok(now), Some((before_pid, Ok(before)))) if before_pid == pid => {
-                        if *now > before + 1 {
-                            return Life::Runs(*pid);
-                        }
+                    (Ok(now), Some((before_pid, Ok(before))))
+                        if before_pid == pid && *now > before + 1 =>
+                    {
+                        return Life::Runs(*pid);
                     }
+                    (Ok(_), Some((before_pid, Ok(_)))) if before_pid == pid => {}
                     (Ok(_), _) if is_there(*pid) => return Life::Runs(*pid),
                     _ => {}
                 }

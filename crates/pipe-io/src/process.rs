@@ -226,6 +226,21 @@ mod tests {
     }
 
     #[test]
+    fn a_program_sleeps_as_our_caller_would() {
+        let slack = || prctl::get_timerslack().unwrap();
+        let before = slack();
+        inherit::sleep_precisely();
+        assert_eq!(slack(), 1);
+        let mut command = Command::new("cat");
+        as_our_caller(&mut command, &[]);
+        let read = command.arg("/proc/self/timerslack_ns").output().unwrap();
+        if read.status.success() {
+            assert_eq!(String::from_utf8(read.stdout).unwrap().trim(), before.to_string());
+        }
+        prctl::set_timerslack(before as u64).unwrap();
+    }
+
+    #[test]
     fn a_process_that_ends_is_seen() {
         for watch in [ExitWatch::new, |pid| exit_pipe(pid).map(ExitWatch)] {
             let mut child = Command::new("cat").stdin(Stdio::piped()).spawn().unwrap();

@@ -61,7 +61,10 @@ pub enum Fact {
     /// The other end of a migration is told to let the tree run.
     Going,
     /// CRIU has ended, and whether it has succeeded: the holder has taken its status.
-    CriuEnded { success: bool },
+    CriuEnded {
+        /// Whether its status was 0.
+        success: bool,
+    },
     /// The tree may go: what CRIU does now is what was wanted.
     LetGo,
     /// How the command ends.

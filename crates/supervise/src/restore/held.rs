@@ -131,9 +131,9 @@ impl Held {
             Source::Stdin => Vec::new(),
             Source::Command(text) => self.start_commands(&text)?,
             Source::Link(arrival) => {
-                let (peer, taps, parts) = Peer::receive(arrival, &mut self.holder)?;
-                (self.peer, self.parts) = (Some(peer), taps);
-                parts
+                let (peer, parts) = Peer::receive(arrival, &mut self.holder)?;
+                (self.peer, self.parts) = (Some(peer), parts.taps);
+                parts.readers
             }
             Source::Lazy(file) => vec![file],
         };
@@ -242,11 +242,13 @@ impl Held {
         }
         criu.arg("--work-dir").arg(self.logs());
         criu.args(["-v4", "--log-file", "restore.log"]);
+        let (options, standard) = self.plan.criu_options.without_standard_descriptors();
+        self.inherited.extend(standard.into_iter().filter_map(ours));
         for (fd, name) in &self.inherited {
             criu.args(["--inherit-fd", &format!("fd[{}]:{name}", fd.as_raw_fd())]);
         }
         gate.ask_here(&mut criu, self.plan.time_limit + CRIU_GRACE + AFTER_KILL);
-        criu.args(&self.plan.criu_options.arguments);
+        criu.args(options);
         // A log of an earlier run must not be taken for this one's.
         let _ = fs::remove_file(self.log());
         let lent: Vec<&OwnedFd> = self.inherited.iter().map(|(fd, _)| fd).collect();

@@ -20,13 +20,15 @@ pub(super) struct Peer {
     has_ended: bool,
 }
 
+/// The image on its way in: in parts, and what is written into until each part is there.
+pub(super) struct Parts {
+    pub(super) taps: Vec<Option<Tap>>,
+    pub(super) readers: Vec<OwnedFd>,
+}
+
 impl Peer {
-    /// Starts to take in the image. Returns where it comes out, in one part for each connection,
-    /// and what is written into until that part is there.
-    pub(super) fn receive(
-        arrival: Arrival,
-        holder: &mut Holder,
-    ) -> Result<(Peer, Vec<Option<Tap>>, Vec<OwnedFd>), Cause> {
+    /// Starts to take in the image, which comes out in one part for each connection.
+    pub(super) fn receive(arrival: Arrival, holder: &mut Holder) -> Result<(Peer, Parts), Cause> {
         let (mut inputs, mut guests) = (vec![arrival.first], Vec::new());
         for guest in arrival.others {
             inputs.push(guest.input);
@@ -45,7 +47,7 @@ impl Peer {
         }
         let peer =
             Peer { connections, _guests: guests, was_told: false, may_go: false, has_ended: false };
-        Ok((peer, taps, parts))
+        Ok((peer, Parts { taps, readers: parts }))
     }
 
     /// Says that the image may come.
