@@ -33,6 +33,10 @@ pub(crate) enum Work {
     RealDump,
     /// The real CRIU restores a process that it has dumped before.
     RealRestore,
+    /// The same, until the process goes on.
+    RealStart,
+    /// The same from one file, until all memory is there.
+    RealFill,
 }
 
 /// A dump by the stand-in.
@@ -160,12 +164,14 @@ pub(crate) const CASES: &[Case] = &[
     },
     Case {
         name: "small-pipes-restore",
-        title: "Restore from one stream, in pipes of two pages",
-        work: restore(Shape::Process, Source::Writers(1)),
+        title: "Restore from a file in the page cache, in pipes of two pages",
+        work: restore(Shape::Process, Source::File),
         pipes: Pipes::Small,
     },
     case("criu-dump", "The real CRIU dumps a process that goes on, as 4 shards", Work::RealDump),
     case("criu-restore", "The real CRIU restores, from 4 shards in tmpfs", Work::RealRestore),
+    case("criu-start", "The real CRIU restores, until the process goes on", Work::RealStart),
+    case("criu-fill", "The real CRIU restores, until all memory is there", Work::RealFill),
 ];
 
 const fn case(name: &'static str, title: &'static str, work: Work) -> Case {
@@ -197,6 +203,8 @@ pub(crate) enum Contender {
     SmallPages,
     /// The filters, with the shards kept as files in a tmpfs.
     Kept,
+    /// The filters, with a tenth of the memory.
+    Tenth,
     /// The program that `PEER` names.
     Peer,
 }
@@ -217,6 +225,8 @@ impl Contender {
             (Contender::Criu, _) => "criu, files in tmpfs",
             (Contender::Peer, _) => "criu-image-streamer",
             (Contender::Kept, _) => "capture|split to tmpfs",
+            (Contender::Tenth, _) => "image-serve --lazy, a tenth",
+            (Contender::Filters, Work::RealStart | Work::RealFill) => "image-serve --lazy",
             (Contender::Filters, Work::Dump(Dump { shards: 1, .. })) => "criu-sock-capture",
             (Contender::Filters, Work::Dump(_) | Work::RealDump) => "capture|split",
             (Contender::Filters, Work::Restore(restore)) if restore.shards() == 1 => "image-serve",
@@ -238,6 +248,12 @@ impl Restore {
 }
 
 impl Work {
+    /// Whether it takes the real CRIU.
+    pub(crate) fn is_real(&self) -> bool {
+        use Work::{RealDump, RealFill, RealRestore, RealStart};
+        matches!(self, RealDump | RealRestore | RealStart | RealFill)
+    }
+
     /// What takes seconds for what others do in tenths has no more rounds than this.
     const SLOW_ROUNDS_MAX: usize = 3;
 
@@ -246,6 +262,8 @@ impl Work {
         match self {
             Work::RealDump
             | Work::RealRestore
+            | Work::RealStart
+            | Work::RealFill
             | Work::Restore(Restore { source: Source::Stores, .. }) => Work::SLOW_ROUNDS_MAX,
             Work::Dump(_) | Work::Restore(_) => usize::MAX,
         }
@@ -253,7 +271,7 @@ impl Work {
 
     /// Who competes, given whether there is a peer.
     pub(crate) fn contenders(&self, has_peer: bool) -> Vec<Contender> {
-        use Contender::{Bare, Cat, Criu, Filters, Kept, Memory, Peer, SmallPages};
+        use Contender::{Bare, Cat, Criu, Filters, Kept, Memory, Peer, SmallPages, Tenth};
 
         let all: &[Contender] = match self {
             Work::Dump(Dump { shape: Shape::SmallFiles, .. }) => &[Bare, Filters, Peer],
@@ -267,6 +285,8 @@ impl Work {
             Work::Dump(_) | Work::Restore(_) => &[Bare, Filters, Peer],
             Work::RealDump => &[Criu, Filters, Kept, Peer],
             Work::RealRestore => &[Criu, Filters, Peer],
+            Work::RealStart => &[Criu, Filters, Tenth],
+            Work::RealFill => &[Criu, Filters],
         };
         all.iter().copied().filter(|contender| has_peer || *contender != Peer).collect()
     }

@@ -63,7 +63,7 @@ impl Bench {
             contenders: Vec::new(),
             skipped: None,
         };
-        let is_real = matches!(case.work, Work::RealDump | Work::RealRestore);
+        let is_real = case.work.is_real();
         results.skipped = is_real.then(|| criu::obstacle(&self.options)).flatten();
         if results.skipped.is_some() {
             return results;

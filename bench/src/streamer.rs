@@ -59,6 +59,13 @@ impl Streamer<'_> {
         Started::start(programs, progress)
     }
 
+    /// Starts what serves a restore in `directory` from the image, with memory on demand.
+    pub(crate) fn serve_lazily(self, directory: &Path, image: OwnedFd) -> Result<Started, Error> {
+        let (progress, report) = pipes::pipe()?;
+        let serve = socket_filter("image-serve", directory, report)?.arg("--lazy").stdin(image);
+        Started::start(vec![serve], progress)
+    }
+
     /// Starts what puts `inputs` together and serves a restore in `directory`.
     pub(crate) fn serve(
         self,

@@ -62,7 +62,7 @@ struct Args {
     )]
     json: bool,
 
-    /// Only see whether the image is complete
+    /// Only check that the image is complete
     #[arg(long, help_heading = "Instead", conflicts_with_all = ["images_dir", "external", "names"])]
     verify: bool,
 
@@ -85,8 +85,8 @@ struct Args {
 
     /// Make the files with these permissions [600]
     ///
-    /// In octal. The restore of a container with a user namespace needs 644,
-    /// and then DIR keeps others out.
+    /// In octal. A container with a user namespace needs 644 to be restored:
+    /// then a directory above DIR must keep other users out.
     #[arg(
         long,
         value_name = "MODE",
@@ -97,7 +97,7 @@ struct Args {
     )]
     mode: Permissions,
 
-    /// Have the files on the disk before the exit
+    /// Flush the files to disk (fsync) before exiting
     #[arg(long, conflicts_with_all = ["list", "verify"], verbatim_doc_comment)]
     sync: bool,
 

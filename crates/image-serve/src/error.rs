@@ -127,7 +127,7 @@ impl fmt::Display for Error {
             Error::NotLazy(name) => write!(
                 f,
                 "CRIU: {name}: asked for without a connection to lazy-pages.socket: \
-                 criu restore needs --lazy-pages, and its working directory is DIR"
+                 criu restore needs --lazy-pages, and its working directory is ours (-W)"
             ),
             Error::Command(error) => error.fmt(f),
             Error::System(error) => f.write_str(&reason(error)),
