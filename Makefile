@@ -6,7 +6,6 @@ INSTALL ?= install
 PREFIX ?= /usr/local
 EXEC_PREFIX ?= $(PREFIX)
 BINDIR ?= $(EXEC_PREFIX)/bin
-LIBEXECDIR ?= $(EXEC_PREFIX)/libexec
 DATADIR ?= $(PREFIX)/share
 MANDIR ?= $(DATADIR)/man
 DOCDIR ?= $(DATADIR)/doc/criu-stream-utils
@@ -35,14 +34,11 @@ target := $(built)/release
 completions := $(built)/completions
 
 # What `make install` puts where, by name; `make uninstall` removes the same.
-commands := $(wildcard $(addprefix contrib/,criu-migrate))
-helpers := $(wildcard contrib/criu-post-dump)
 pages := $(wildcard man/*.1 man/*.5 man/*.7)
 # With their folders, as they refer to each other.
 documents := $(wildcard README.md SECURITY.md CHANGELOG.md LICENSE docs/*.md docs/figures/*.svg contrib/sysctl.d/*.conf)
-binaries := $(filters) $(notdir $(commands))
 
-.PHONY: all completions bench bench-plot demo check check-dependencies check-load check-packages fault-matrix fuzz install install-strip uninstall dist deb rpm clean
+.PHONY: all completions bench bench-plot demo check check-dependencies check-kernels check-load check-packages fault-matrix fuzz install install-strip uninstall dist deb rpm clean
 
 all:
 	$(CARGO) build --release --locked $(filters:%=--package %)
@@ -50,7 +46,7 @@ all:
 
 # Of the programs, as they are built.
 completions:
-	contrib/completions $(completions) $(filters:%=$(target)/%) $(commands)
+	contrib/completions $(completions) $(filters:%=$(target)/%)
 
 demo: all
 	@PATH="$(abspath $(target)):$$PATH" contrib/demo
@@ -72,11 +68,17 @@ check-dependencies:
 fuzz:
 	@fuzz/run
 
-# What takes minutes: 100,000 files, 64 GiB, 200 dumps and restores with a real CRIU (as root).
+# What takes minutes: 100,000 files, 64 GiB, 1,000 cases of chaos, 200 dumps and restores with a real
+# CRIU (as root).
 check-load:
 	$(CARGO) build --release --workspace --locked
 	$(CARGO) test --release --locked -p tests --test load -- --ignored --nocapture --test-threads 1
+	$(CARGO) test --release --locked -p tests --test chaos -- --ignored --nocapture
 	CRIU="$$(contrib/get-criu)" $(CARGO) test --release --locked -p tests --test real-criu -- --ignored --nocapture
+
+# What depends on the kernel, on Debian's 5.10, 6.1 and 6.12, booted under qemu.
+check-kernels:
+	tests/kernels/check
 
 # Options are in the environment: see `bench help`. Only root can use a real CRIU.
 bench:
@@ -91,38 +93,30 @@ install:
 	$(INSTALL) -d "$(DESTDIR)$(BINDIR)" "$(DESTDIR)$(DOCDIR)" "$(DESTDIR)$(BASHCOMPDIR)" \
 	    "$(DESTDIR)$(ZSHCOMPDIR)" "$(DESTDIR)$(FISHCOMPDIR)"
 	$(INSTALL) -m 755 $(strip) $(filters:%=$(target)/%) "$(DESTDIR)$(BINDIR)"
-	$(INSTALL) -m 755 $(commands) "$(DESTDIR)$(BINDIR)"
-	@# Where the commands look for it, unless it is beside bin.
-	$(if $(filter-out $(patsubst %/,%,$(dir $(BINDIR)))/libexec,$(LIBEXECDIR)),sed -i 's|\$$here/\.\./libexec/|$(LIBEXECDIR)/|' \
-	    $(foreach file,$(notdir $(commands)),"$(DESTDIR)$(BINDIR)/$(file)"))
-	$(if $(helpers),$(INSTALL) -d "$(DESTDIR)$(LIBEXECDIR)/criu-stream-utils")
-	$(if $(helpers),$(INSTALL) -m 755 $(helpers) "$(DESTDIR)$(LIBEXECDIR)/criu-stream-utils")
 	@set -e; for file in $(documents); do \
 	    $(INSTALL) -d "$(DESTDIR)$(DOCDIR)/$$(dirname "$$file")"; \
 	    $(INSTALL) -m 644 "$$file" "$(DESTDIR)$(DOCDIR)/$$file"; \
 	done
-	$(INSTALL) -m 644 $(binaries:%=$(completions)/bash/%) "$(DESTDIR)$(BASHCOMPDIR)"
-	$(INSTALL) -m 644 $(binaries:%=$(completions)/zsh/_%) "$(DESTDIR)$(ZSHCOMPDIR)"
-	$(INSTALL) -m 644 $(binaries:%=$(completions)/fish/%.fish) "$(DESTDIR)$(FISHCOMPDIR)"
+	$(INSTALL) -m 644 $(filters:%=$(completions)/bash/%) "$(DESTDIR)$(BASHCOMPDIR)"
+	$(INSTALL) -m 644 $(filters:%=$(completions)/zsh/_%) "$(DESTDIR)$(ZSHCOMPDIR)"
+	$(INSTALL) -m 644 $(filters:%=$(completions)/fish/%.fish) "$(DESTDIR)$(FISHCOMPDIR)"
 	@set -e; for page in $(pages); do \
 	    section="$(DESTDIR)$(MANDIR)/man$${page##*.}"; \
 	    $(INSTALL) -d "$$section"; \
 	    $(INSTALL) -m 644 "$$page" "$$section"; \
-	    sed -i -e 's|/usr/local/libexec/|$(LIBEXECDIR)/|' \
-	        -e 's|/usr/local/share/doc/criu\\-stream\\-utils|$(DOCDIR)|' "$$section/$${page##*/}"; \
+	    sed -i -e 's|/usr/local/share/doc/criu\\-stream\\-utils|$(DOCDIR)|' "$$section/$${page##*/}"; \
 	done
 
 install-strip:
 	$(MAKE) install strip=--strip
 
 uninstall:
-	rm -f $(binaries:%="$(DESTDIR)$(BINDIR)/%") $(foreach file,$(documents),"$(DESTDIR)$(DOCDIR)/$(file)")
-	rm -f $(foreach file,$(notdir $(helpers)),"$(DESTDIR)$(LIBEXECDIR)/criu-stream-utils/$(file)")
-	rm -f $(binaries:%="$(DESTDIR)$(BASHCOMPDIR)/%") $(binaries:%="$(DESTDIR)$(ZSHCOMPDIR)/_%") \
-	    $(binaries:%="$(DESTDIR)$(FISHCOMPDIR)/%.fish")
+	rm -f $(filters:%="$(DESTDIR)$(BINDIR)/%") $(foreach file,$(documents),"$(DESTDIR)$(DOCDIR)/$(file)")
+	rm -f $(filters:%="$(DESTDIR)$(BASHCOMPDIR)/%") $(filters:%="$(DESTDIR)$(ZSHCOMPDIR)/_%") \
+	    $(filters:%="$(DESTDIR)$(FISHCOMPDIR)/%.fish")
 	rm -f $(foreach page,$(notdir $(pages)),"$(DESTDIR)$(MANDIR)/man$(subst .,,$(suffix $(page)))/$(page)")
 	for dir in $(patsubst %/,"$(DESTDIR)$(DOCDIR)/%",docs/figures/ docs/ contrib/sysctl.d/ contrib/) \
-	    "$(DESTDIR)$(DOCDIR)" "$(DESTDIR)$(LIBEXECDIR)/criu-stream-utils"; do \
+	    "$(DESTDIR)$(DOCDIR)"; do \
 	    [ ! -d "$$dir" ] || rmdir --ignore-fail-on-non-empty "$$dir"; \
 	done
 

@@ -1,7 +1,7 @@
 //! The real CRIU.
 
 use crate::Error;
-use crate::cases::{Contender, Work};
+use crate::cases::{Arrival, Contender, Work};
 use crate::cleanup::{self, Undo};
 use crate::hog;
 use crate::machine::memory_available;
@@ -17,11 +17,11 @@ use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::waitpid;
 use nix::unistd::{Pid, Uid};
 use std::fs::{self, File};
-use std::io;
+use std::io::{self, Read, Write};
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::process::{Command, Stdio};
-use std::thread;
+use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 /// Shards of the filters and of the peer.
@@ -31,6 +31,7 @@ const SHARDS: usize = 4;
 #[derive(Debug)]
 pub(crate) struct RealCriu<'a> {
     options: &'a Options,
+    megabytes: usize,
     pid: Pid,
     /// Where the process says how it is.
     home: Scratch,
@@ -57,6 +58,10 @@ pub(crate) fn obstacle(options: &Options) -> Option<String> {
 impl RealCriu<'_> {
     /// Starts the process, and waits until it has filled its memory.
     pub(crate) fn set_up(options: &Options) -> Result<RealCriu<'_>, Error> {
+        RealCriu::of_size(options, options.criu_megabytes)
+    }
+
+    fn of_size(options: &Options, megabytes: usize) -> Result<RealCriu<'_>, Error> {
         // What CRIU restores becomes a child of this process, which can then reap it: a process
         // that nobody reaps keeps its pid from being used.
         prctl::set_child_subreaper(true)?;
@@ -64,12 +69,12 @@ impl RealCriu<'_> {
         let child = Command::new(std::env::current_exe()?)
             .arg("hog")
             .arg(home.path())
-            .arg(options.criu_megabytes.to_string())
+            .arg(megabytes.to_string())
             .stdin(Stdio::null())
             .spawn()?;
         let pid = Pid::from_raw(child.id() as i32);
         cleanup::later(Undo::Kill(pid));
-        let hog = RealCriu { options, pid, home };
+        let hog = RealCriu { options, megabytes, pid, home };
         wait_for(&hog.home.path().join(hog::READY))?;
         Ok(hog)
     }
@@ -80,22 +85,74 @@ impl RealCriu<'_> {
         let images = images.path();
         let streamer = match (contender, &self.options.peer) {
             (Contender::Peer, Some(path)) => Streamer::Peer(path),
+            (Contender::Early, _) => Streamer::MetadataFirst,
             _ => Streamer::Filters,
         };
         match (work, contender) {
-            (Work::RealRestore, Contender::Criu) => {
+            (Work::RealRestore(_), Contender::Criu) => {
                 self.dump_to_directory(images, &[])?;
                 self.reap()?;
                 self.restore_from_directory(images)
             }
-            (Work::RealRestore, _) => {
+            (Work::RealRestore(arrival), _) => {
                 self.dump_to_files(streamer, images, &[])?;
                 self.reap()?;
-                self.restore_from_files(streamer, images)
+                match arrival {
+                    Arrival::There => self.restore_from_files(streamer, images),
+                    Arrival::Network(rate) => self.restore_as_it_comes(streamer, images, *rate),
+                }
+            }
+            (Work::RealStart | Work::RealFill, Contender::Tenth) => {
+                RealCriu::of_size(self.options, self.megabytes / 10)?.run(work, &Contender::Filters)
+            }
+            (Work::RealStart | Work::RealFill, Contender::Criu) => {
+                self.dump_to_directory(images, &[])?;
+                self.reap()?;
+                let (asked, answered) = self.ask()?;
+                let round = self.restore_from_directory(images)?;
+                self.until(work, round, asked, answered)
+            }
+            (Work::RealStart | Work::RealFill, _) => {
+                let path = images.join("image");
+                let started = streamer.capture(images, vec![File::create(&path)?.into()])?;
+                self.with_criu(started, "dump", images, &[])?;
+                self.reap()?;
+                let (asked, answered) = self.ask()?;
+                let started = streamer.serve_lazily(images, File::open(&path)?.into())?;
+                let mut round = self.with_criu(started, "restore", images, &["--lazy-pages"])?;
+                round.wall_seconds = asked.elapsed().as_secs_f64();
+                let round = self.checked(round)?;
+                self.until(work, round, asked, answered)
             }
             (_, Contender::Criu) => self.dump_to_directory(images, &["--leave-running"]),
             (_, Contender::Kept) => self.dump_to_files(streamer, images, &["--leave-running"]),
             _ => self.dump_away(streamer, images),
+        }
+    }
+
+    /// Asks the process that will be restored. When this was, and when it answers.
+    fn ask(&self) -> Result<(Instant, JoinHandle<Option<Instant>>), Error> {
+        let path = self.home.path().join(hog::ANSWERED);
+        let _ = fs::remove_file(&path);
+        fs::write(self.home.path().join(hog::ASK), "")?;
+        let wait = move || wait_for(&path).ok().map(|()| Instant::now());
+        Ok((Instant::now(), thread::spawn(wait)))
+    }
+
+    /// The round, with the time that the work is about.
+    fn until(
+        &self,
+        work: &Work,
+        round: Round,
+        asked: Instant,
+        answered: JoinHandle<Option<Instant>>,
+    ) -> Result<Round, Error> {
+        let answered = answered.join().ok().flatten().ok_or("the process does not answer")?;
+        match work {
+            Work::RealStart => {
+                Ok(Round { wall_seconds: (answered - asked).as_secs_f64(), ..round })
+            }
+            _ => Ok(round),
         }
     }
 
@@ -146,6 +203,27 @@ impl RealCriu<'_> {
         self.checked(Round { wall_seconds: start.elapsed().as_secs_f64(), ..round })
     }
 
+    /// The clock starts with the first byte of the image.
+    fn restore_as_it_comes(
+        &self,
+        streamer: Streamer<'_>,
+        images: &Path,
+        rate: u64,
+    ) -> Result<Round, Error> {
+        thread::scope(|scope| {
+            let mut inputs = Vec::new();
+            let start = Instant::now();
+            for file in shards(images, |path| File::open(path))? {
+                let (read, write) = pipes::pipe()?;
+                scope.spawn(move || arrive(file.into(), write.into(), rate / SHARDS as u64, start));
+                inputs.push(read);
+            }
+            let started = streamer.serve(images, inputs, Store::Auto)?;
+            let round = self.with_criu(started, "restore", images, &[])?;
+            self.checked(Round { wall_seconds: start.elapsed().as_secs_f64(), ..round })
+        })
+    }
+
     /// Lets CRIU work with a streamer until both have ended.
     fn with_criu(
         &self,
@@ -193,7 +271,7 @@ impl RealCriu<'_> {
     fn round(&self, start: Instant, processes: Vec<ProcessCost>) -> Round {
         Round {
             wall_seconds: start.elapsed().as_secs_f64(),
-            bytes: (self.options.criu_megabytes as u64) << 20,
+            bytes: (self.megabytes as u64) << 20,
             files: 1,
             processes,
         }
@@ -205,6 +283,25 @@ impl Drop for RealCriu<'_> {
         cleanup::now(&Undo::Kill(self.pid));
         let _ = kill(self.pid, Signal::SIGKILL);
         let _ = waitpid(self.pid, None);
+    }
+}
+
+/// Brings a shard at so many bytes a second.
+fn arrive(mut shard: File, mut to: File, rate: u64, start: Instant) -> io::Result<()> {
+    /// What comes at once: a few milliseconds' worth.
+    const PIECE: usize = 256 << 10;
+
+    let mut buffer = vec![0; PIECE];
+    let mut come = 0;
+    loop {
+        let read = shard.read(&mut buffer)?;
+        if read == 0 {
+            return Ok(());
+        }
+        come += read as u64;
+        let due = Duration::from_secs_f64(come as f64 / rate as f64);
+        thread::sleep(due.saturating_sub(start.elapsed()));
+        to.write_all(&buffer[..read])?;
     }
 }
 
@@ -234,7 +331,7 @@ fn wait_for(path: &Path) -> Result<(), Error> {
         if Instant::now() > deadline {
             return Err(format!("{} isn't there after {PATIENCE:?}", path.display()).into());
         }
-        thread::sleep(Duration::from_millis(5));
+        thread::sleep(Duration::from_millis(1));
     }
     Ok(())
 }

@@ -33,9 +33,12 @@ pub(crate) fn run(bench: &Bench, dump: &Dump, contender: &Contender) -> Result<R
             let path = bench.options.peer.as_deref().ok_or("no PEER")?;
             streamer(bench, dump, &image, Streamer::Peer(path))
         }
-        Contender::Criu | Contender::Kept | Contender::Memory | Contender::SmallPages => {
-            Err("takes no part in this case".into())
-        }
+        Contender::Criu
+        | Contender::Kept
+        | Contender::Early
+        | Contender::Tenth
+        | Contender::Memory
+        | Contender::SmallPages => Err("takes no part in this case".into()),
     }
 }
 

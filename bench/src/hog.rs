@@ -13,6 +13,10 @@ use std::time::Duration;
 pub(crate) const READY: &str = "ready";
 /// Made to have the memory checked, after which it is gone and [`CHECKED`] is there.
 pub(crate) const CHECK: &str = "check";
+/// Made to have it touch some of its memory, after which it is gone and [`ANSWERED`] is there.
+pub(crate) const ASK: &str = "ask";
+/// Its first progress.
+pub(crate) const ANSWERED: &str = "answered";
 /// `ok`, or what is damaged.
 pub(crate) const CHECKED: &str = "checked";
 
@@ -29,6 +33,9 @@ pub(crate) fn run(directory: &Path, megabytes: &str) -> Result<ExitCode, Error> 
     let memory = Memory::new(megabytes.parse::<usize>()? * (1 << 20) / PAGE);
     fs::write(directory.join(READY), "")?;
     loop {
+        if fs::remove_file(directory.join(ASK)).is_ok() && memory.is_whole_here_and_there() {
+            fs::write(directory.join(ANSWERED), "")?;
+        }
         if fs::remove_file(directory.join(CHECK)).is_ok() {
             let verdict = match memory.first_damaged() {
                 None => "ok".to_owned(),

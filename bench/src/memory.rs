@@ -33,6 +33,13 @@ impl Memory {
         &self.buffer[self.start + pages.start * PAGE..self.start + pages.end * PAGE]
     }
 
+    /// Whether a few pages, far from each other, are those that they should be.
+    pub(crate) fn is_whole_here_and_there(&self) -> bool {
+        const LOOKS: usize = 10;
+        let numbers = (0..self.pages).step_by((self.pages / LOOKS).max(1));
+        numbers.into_iter().all(|number| is_page(self.bytes(number..number + 1), number))
+    }
+
     /// The first page that isn't the one that it should be.
     pub(crate) fn first_damaged(&self) -> Option<usize> {
         let pages = self.bytes(0..self.pages).chunks_exact(PAGE);

@@ -2,6 +2,7 @@
 //! never read a wrong byte, whatever they do to it and whoever dies.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -195,6 +196,56 @@ fn one_line_restores_a_tree_lazily() {
     );
     Pipeline::start(&bench, "restore", &script).must_succeed();
     victim.must_go_on(&dumped);
+}
+
+#[test]
+fn criu_restore_ends_when_all_memory_is_there() {
+    let name = "criu_restore_ends_when_all_memory_is_there";
+    let Some(bench) = Bench::set_up("criu_restore_lazy") else {
+        return;
+    };
+    let mut victim = Victim::start(&bench, &["--megabytes", "60"]);
+    let dumped = dump_into(&bench, &mut victim, DUMP);
+    let criu = bench.criu.program().display().to_string();
+    let script = format!(
+        "CRIU={criu} criu-restore --lazy image --tcp-established --network-lock skip --json >told"
+    );
+    let mut pipeline = Pipeline::start(&bench, "restore", &script);
+    pipeline.must_succeed();
+    assert!(pipeline.last_message().contains("; filled: "), "{}", pipeline.messages());
+    let told = fs::read_to_string(bench.scratch().join("told")).expect("a line of JSON");
+    let told: serde_json::Value = serde_json::from_str(&told).expect("JSON");
+    assert_eq!((&told["result"], &told["left"]), (&"restored".into(), &0.into()), "{told}");
+    println!("{name}: {told}");
+    victim.must_go_on(&dumped);
+}
+
+#[test]
+fn criu_restore_fails_and_the_tree_is_gone_if_memory_cannot_come() {
+    let name = "criu_restore_fails_and_the_tree_is_gone_if_memory_cannot_come";
+    let Some(bench) = Bench::set_up("criu_restore_cut") else {
+        return;
+    };
+    let Some(mut storm) = Storm::start(&bench, name, 1, 300) else {
+        return;
+    };
+    storm.dump(&bench);
+    // CRIU says when the processes run: then the image is cut.
+    let hook = bench.scratch().join("hook");
+    let text = "#!/bin/sh\n[ $CRTOOLS_SCRIPT_ACTION != post-resume ] || : > image\n";
+    fs::write(&hook, text.replace("image", &bench.scratch().join("image").display().to_string()))
+        .expect("write a script");
+    fs::set_permissions(&hook, fs::Permissions::from_mode(0o755)).expect("make it executable");
+    let criu = bench.criu.program().display().to_string();
+    let script =
+        format!("CRIU={criu} criu-restore --lazy image --network-lock skip --action-script ./hook");
+    let mut pipeline = Pipeline::start(&bench, "restore", &script);
+    assert_eq!(pipeline.status(), 1, "{}", pipeline.messages());
+    let messages = pipeline.messages();
+    assert!(messages.contains("the image was changed while it was in use"), "{messages}");
+    assert!(pipeline.last_message().contains("FAILED: image-serve failed"), "{messages}");
+    storm.must_be_gone();
+    storm.operations();
 }
 
 #[test]

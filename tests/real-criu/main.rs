@@ -6,6 +6,7 @@
 
 mod bench;
 mod command;
+mod containers;
 mod criu;
 mod pipeline;
 mod stamper;
@@ -15,7 +16,9 @@ mod chaos;
 mod cycles;
 mod directory;
 mod failures;
+mod kernels;
 mod lazy;
+mod metadata_first;
 mod migration;
 mod page_server;
 mod runs;

@@ -15,7 +15,7 @@ use tests::criu::is_listened_on;
 
 use crate::bench::{Bench, pid_of, skip, wait_for};
 use crate::pipeline::Pipeline;
-use crate::safety::{SIGNALS, SOON, has_filter, must_have_no_temporary_files, processes};
+use crate::safety::{SIGNALS, SOON, must_have_no_temporary_files, processes};
 use crate::stamper::Stamper;
 
 /// The other host; all of it ends with it.
@@ -29,7 +29,7 @@ impl Host {
         // Its first process reaps what is restored there and dies.
         let unshare = Command::new("unshare")
             .args(["--pid", "--mount-proc", "--fork", "--kill-child"])
-            .args(["bash", "-c", "mount -t tmpfs none /run && while :; do sleep 1; done"])
+            .args(["bash", "-c", "while :; do sleep 1; done"])
             .current_dir("/")
             .stdin(Stdio::null())
             .stdout(Stdio::null())
@@ -40,7 +40,7 @@ impl Host {
         let init = wait_for("the other host", || {
             let first: i32 = fs::read_to_string(&children).ok()?.trim().parse().ok()?;
             let arguments = fs::read(format!("/proc/{first}/cmdline")).ok()?;
-            (arguments.starts_with(b"bash") && ready(first)).then_some(first)
+            arguments.starts_with(b"bash").then_some(first)
         });
         Host { unshare, init }
     }
@@ -50,26 +50,35 @@ impl Host {
         format!("nsenter -t {} -p -m", self.init)
     }
 
-    /// What criu-migrate has there: processes, and a directory where connections meet.
-    fn traces(&self) -> Vec<String> {
-        let root = PathBuf::from(format!("/proc/{}/root", self.init));
-        let numbers = fs::read_dir(root.join("proc")).expect("list the processes there").flatten();
+    /// The processes of criu-migrate there, with their names.
+    fn processes(&self) -> Vec<(i32, String)> {
+        let root = PathBuf::from(format!("/proc/{}/root/proc", self.init));
+        let entries = fs::read_dir(&root).expect("list the processes there").flatten();
         // Not the first one, nor what only waits to be reaped.
-        let numbers = numbers.filter(|entry| entry.file_name() != "1");
-        let numbers = numbers.filter(|entry| entry.path().join("exe").exists());
-        let names = numbers.filter_map(|entry| fs::read_to_string(entry.path().join("comm")).ok());
-        let ours = ["bash", "cat", "criu", "image-serve", "shard-merge"];
-        let names = names.filter(|name| ours.iter().any(|prefix| name.starts_with(prefix)));
-        let files = fs::read_dir(root.join("run")).expect("list /run there").flatten();
-        let files = files.map(|file| file.file_name().to_string_lossy().into_owned());
-        names.chain(files.filter(|file| file.starts_with("criu-migrate"))).collect()
+        let entries = entries.filter(|entry| entry.file_name() != "1");
+        let entries = entries.filter(|entry| entry.path().join("exe").exists());
+        let ours = ["bash", "criu", "image-", "shard-merge"];
+        let named = entries.filter_map(|entry| {
+            let pid = entry.file_name().to_str()?.parse().ok()?;
+            let name = fs::read_to_string(entry.path().join("comm")).ok()?;
+            let is_ours = ours.iter().any(|prefix| name.starts_with(prefix));
+            is_ours.then(|| (pid, name.trim().to_owned()))
+        });
+        named.collect()
+    }
+
+    /// Sends a signal to one of them there.
+    fn signal(&self, pid: i32, signal: Signal) {
+        let kill = format!("{} kill -{} {pid}", self.enter(), signal as i32);
+        let status = Command::new("sh").args(["-c", &kill]).status().expect("start nsenter");
+        assert!(status.success(), "{kill}: {status}");
     }
 
     /// Fails the test unless criu-migrate soon has nothing there any more.
     fn must_be_clean(&self, case: &str) {
         let since = Instant::now();
-        while !self.traces().is_empty() {
-            assert!(since.elapsed() < SOON, "{case}: there are {:?} there", self.traces());
+        while !self.processes().is_empty() {
+            assert!(since.elapsed() < SOON, "{case}: there are {:?} there", self.processes());
             sleep(Duration::from_millis(20));
         }
     }
@@ -88,12 +97,6 @@ impl Host {
             sleep(Duration::from_millis(20));
         }
     }
-}
-
-/// Whether the first process of a host has come as far as to have a `/run` of its own.
-fn ready(init: i32) -> bool {
-    let mounts = fs::read_to_string(format!("/proc/{init}/mounts")).unwrap_or_default();
-    mounts.contains("none /run tmpfs")
 }
 
 impl Drop for Host {
@@ -123,6 +126,9 @@ fn reap_orphans() {
     }
 }
 
+/// The other host in messages, where a command connects.
+const THERE: &str = "the other end";
+
 fn migrate(bench: &Bench, pid: i32, words: &str) -> Pipeline {
     let script =
         format!("export TMPDIR=$PWD; exec criu-migrate -t {pid} --network-lock skip {words}");
@@ -130,13 +136,18 @@ fn migrate(bench: &Bench, pid: i32, words: &str) -> Pipeline {
 }
 
 /// Fails the test unless the process has moved, and goes on there.
-fn must_move(bench: &Bench, host: &Host, stamper: &mut Stamper, pipeline: &mut Pipeline) {
+fn must_move(
+    bench: &Bench,
+    host: &Host,
+    stamper: &mut Stamper,
+    pipeline: &mut Pipeline,
+    name: &str,
+) {
     pipeline.must_succeed();
     let messages = pipeline.messages();
     let last = messages.lines().last().unwrap_or_default();
-    assert!(messages.contains("criu-migrate: restored at "), "{messages}");
-    assert!(last.starts_with("criu-checkpoint: done: "), "{messages}");
-    assert!(last.ends_with("is gone"), "{messages}");
+    let end = format!("; process {} is gone here, and runs at {name}", stamper.pid());
+    assert!(last.starts_with("criu-migrate: done: ") && last.ends_with(&end), "{messages}");
     stamper.must_be_gone();
     assert!(host.has(stamper.pid()), "not there");
     stamper.must_run();
@@ -154,24 +165,19 @@ fn a_process_moves_into_another_pid_namespace() {
     let mut stamper = Stamper::start(&bench, 64);
     let command = format!("-- '{} $RECEIVE'", host.enter());
     let mut pipeline = migrate(&bench, stamper.pid(), &command);
-    must_move(&bench, &host, &mut stamper, &mut pipeline);
+    must_move(&bench, &host, &mut stamper, &mut pipeline, THERE);
 }
 
 #[test]
 fn a_process_moves_over_three_connections() {
-    let name = "three_connections";
-    let Some(bench) = Bench::set_up(name) else {
+    let Some(bench) = Bench::set_up("three_connections") else {
         return;
     };
-    if !has_filter(&bench) {
-        skip::<()>(name, "this shard-split has no --filter");
-        return;
-    }
     let host = Host::start();
     let mut stamper = Stamper::start(&bench, 64);
     let command = format!("-n 3 -- '{} $RECEIVE'", host.enter());
     let mut pipeline = migrate(&bench, stamper.pid(), &command);
-    must_move(&bench, &host, &mut stamper, &mut pipeline);
+    must_move(&bench, &host, &mut stamper, &mut pipeline, THERE);
 }
 
 #[test]
@@ -186,26 +192,32 @@ fn a_process_moves_through_any_program_that_connects() {
     }
     let host = Host::start();
     let mut stamper = Stamper::start(&bench, 64);
-    // Listens there, without knowing who comes. When one direction has ended, socat goes on for up
-    // to 30 seconds; at the end that is half of what `must_move` waits.
+    // Listens there, without knowing who comes.
     let enter = host.enter();
-    let script = format!("exec socat -t30 UNIX-LISTEN:door EXEC:'{enter} criu-migrate --receive'");
+    let script = format!("exec socat UNIX-LISTEN:door EXEC:'{enter} criu-migrate --receive'");
     let _door = Pipeline::start(&bench, "door", &script);
     wait_for("the door", || is_listened_on("door").then_some(()));
-    let mut pipeline = migrate(&bench, stamper.pid(), "-- 'socat -t30 - UNIX:door'");
-    must_move(&bench, &host, &mut stamper, &mut pipeline);
+    let mut pipeline = migrate(&bench, stamper.pid(), "-- 'socat - UNIX:door'");
+    must_move(&bench, &host, &mut stamper, &mut pipeline, THERE);
 }
 
-/// Fails the test unless the migration fails soon, and the process runs on here
+/// Fails the test unless the migration fails soon, for this reason, and the process runs on here
 /// and not there.
-fn must_stay(bench: &Bench, host: &Host, stamper: &Stamper, case: &str, pipeline: &mut Pipeline) {
+fn must_stay(
+    bench: &Bench,
+    host: &Host,
+    stamper: &Stamper,
+    (case, reason): (&str, &str),
+    pipeline: &mut Pipeline,
+) {
     let since = Instant::now();
     assert_eq!(pipeline.status(), 1, "{case}: {}", pipeline.messages());
     assert!(since.elapsed() < SOON, "{case}: took {:?}", since.elapsed());
     let messages = pipeline.messages();
     let last = messages.lines().last().unwrap_or_default();
-    assert!(last.starts_with("criu-checkpoint: FAILED: "), "{case}: {messages}");
-    assert!(last.ends_with("runs on"), "{case}: {messages}");
+    assert!(last.starts_with(&format!("criu-migrate: FAILED: {reason}")), "{case}: {messages}");
+    let end = format!("; process {} runs on here, and not at {THERE}", stamper.pid());
+    assert!(last.ends_with(&end), "{case}: {messages}");
     stamper.must_run();
     wait_for("no process of a pipeline", || processes(bench).is_empty().then_some(()));
     host.must_be_clean(case);
@@ -226,10 +238,44 @@ fn a_restore_that_fails_leaves_the_process_running_here() {
     let missing =
         format!("-- '{enter} unshare --mount sh -c \"mount -t tmpfs none {scratch}; $RECEIVE\"'");
     let mut pipeline = migrate(&bench, stamper.pid(), &missing);
-    must_stay(&bench, &host, &stamper, "a missing file", &mut pipeline);
+    let expected = ("a missing file", "at the other end: criu failed (status 1)");
+    must_stay(&bench, &host, &stamper, expected, &mut pipeline);
     let messages = pipeline.messages();
-    assert!(messages.contains("criu-restore: FAILED: criu failed"), "{messages}");
-    assert!(messages.contains("criu-migrate: not restored at the other end"), "{messages}");
+    // CRIU's reason comes from there.
+    assert!(messages.contains("Can't open file"), "{messages}");
+    assert!(messages.contains("hint: a file that was open is missing here"), "{messages}");
+    assert!(messages.contains("criu-migrate --receive: FAILED: criu failed"), "{messages}");
+}
+
+#[test]
+fn nothing_is_frozen_before_every_connection_has_answered() {
+    let Some(bench) = Bench::set_up("before_every_connection") else {
+        return;
+    };
+    let host = Host::start();
+    let stamper = Stamper::start(&bench, 64);
+    let enter = host.enter();
+    let no_answer = "which is no answer of criu-migrate";
+    for (case, words, reason) in [
+        ("refused", "-- 'exit 255'".to_owned(), "the connection failed (status 255)".to_owned()),
+        ("silent", "--time-limit 3 -- 'cat >x'".into(), "3 s were not enough; waited for the answer of the other end".into()),
+        ("closed", "-- 'true'".into(), "the connection is lost: it was closed".into()),
+        ("another program", "-- 'echo welcome; cat >x'".into(), format!("the other end has said 'welcome', {no_answer}")),
+        (
+            "another version",
+            "-- 'echo criu-migrate 7 ready 9.9; cat >x'".into(),
+            "the other end has a criu-migrate of protocol 7 (version 9.9), and this is protocol 1 (version ".into(),
+        ),
+        ("refused there", format!("-- 'CRIU=none {enter} $RECEIVE'"), "at the other end: none: not found".into()),
+        // The second of three connections does not come.
+        ("one of three", format!("-n 3 -- '[ $SHARD != 1 ] && {enter} $RECEIVE'"), "connection 1 failed (status 1)".into()),
+    ] {
+        let mut pipeline = migrate(&bench, stamper.pid(), &words);
+        must_stay(&bench, &host, &stamper, (case, &reason), &mut pipeline);
+        assert!(pipeline.last_message().contains("; frozen for 0.000 s; "), "{case}");
+        let sent = fs::metadata(bench.scratch().join("x")).map_or(0, |file| file.len());
+        assert_eq!(sent, 0, "{case}: something was sent");
+    }
 }
 
 #[test]
@@ -240,23 +286,39 @@ fn a_connection_that_fails_leaves_the_process_running_here() {
     let host = Host::start();
     let stamper = Stamper::start(&bench, 64);
     let enter = host.enter();
-    for (case, command) in [
-        ("refused", "exit 255".to_owned()),
-        ("cut in the middle", format!("head -c 30000000 | {enter} $RECEIVE")),
-        ("silent", "cat >x".to_owned()),
-        ("another answer", "cat >x; echo welcome".to_owned()),
-        ("killed", "head -c 3000000 >x; kill -9 $$".to_owned()),
-        // The image arrives, but nobody hears of the restore.
-        ("cut on the way back", format!("{enter} $RECEIVE | true")),
+    let cut = "at the other end: the connection is lost: it ended in the middle of the image";
+    for (case, words, reason) in [
+        ("cut in the middle", format!("-- 'head -c 30000000 | {enter} $RECEIVE'"), cut),
+        (
+            "killed in the middle",
+            "-- 'echo criu-migrate 1 ready 1; head -c 3000000 >x; kill -9 $$'".into(),
+            "the connection was killed (SIGKILL)",
+        ),
+        (
+            "closed in the middle",
+            "-- 'echo criu-migrate 1 ready 1; head -c 3000000 >x; exec <&-; sleep 5'".into(),
+            "the connection is lost: Broken pipe",
+        ),
+        (
+            "cut on the way back",
+            format!("-- '{enter} $RECEIVE | head -n 1'"),
+            "the connection is lost",
+        ),
+        (
+            "one of three cut in the middle",
+            format!(
+                "-n 3 -- 'if [ $SHARD = 1 ]; then head -c 300000; else cat; fi | {enter} $RECEIVE'"
+            ),
+            "at the other end: connection 1 is lost: it ended in the middle of the image",
+        ),
+        (
+            "restored, before it was told to",
+            "-- 'echo criu-migrate 1 ready 1; echo restored; cat >x'".into(),
+            "the other end has said 'restored', which is no answer of criu-migrate",
+        ),
     ] {
-        let mut pipeline = migrate(&bench, stamper.pid(), &format!("-- '{command}'"));
-        must_stay(&bench, &host, &stamper, case, &mut pipeline);
-    }
-    if has_filter(&bench) {
-        // The second of three connections does not come.
-        let one = format!("-n 3 -- '[ $SHARD != 1 ] && {enter} $RECEIVE'");
-        let mut pipeline = migrate(&bench, stamper.pid(), &one);
-        must_stay(&bench, &host, &stamper, "one of three", &mut pipeline);
+        let mut pipeline = migrate(&bench, stamper.pid(), &words);
+        must_stay(&bench, &host, &stamper, (case, reason), &mut pipeline);
     }
 }
 
@@ -275,6 +337,9 @@ fn a_migration_that_is_interrupted_leaves_the_process_running_here() {
         wait_for("the stall", || bench.scratch().join("stalled").exists().then_some(()));
         pipeline.signal(signal);
         assert_eq!(pipeline.status(), 128 + signal as i32);
+        let last = pipeline.last_message();
+        let end = format!("; process {} runs on here, and not at {THERE}", stamper.pid());
+        assert!(last.starts_with("criu-migrate: FAILED: SIG") && last.ends_with(&end), "{last}");
         stamper.must_run();
         host.must_be_clean(signal.as_str());
         must_have_no_temporary_files(&bench);
@@ -290,26 +355,119 @@ fn an_other_end_that_is_killed_restores_nothing() {
         return;
     };
     let host = Host::start();
-    let mut stamper = Stamper::start(&bench, 64);
-    let dump = format!("criu-checkpoint -t {} --network-lock skip -- 'cat >image'", stamper.pid());
-    Pipeline::start(&bench, "checkpoint", &dump).must_succeed();
-    stamper.must_be_gone();
-    let (enter, scratch) = (host.enter(), bench.scratch().display());
-    for signal in ["TERM", "KILL"] {
-        let script = format!(
-            "export TMPDIR=$PWD
-            {{ head -c 30000000 image; {enter} kill -{signal} $(cat there); sleep 0.5
-               tail -c +30000001 image; }} |
-                {enter} bash -c 'echo $$ >{scratch}/there; exec criu-migrate --receive'"
+    let stamper = Stamper::start(&bench, 64);
+    let enter = host.enter();
+    for (signal, reason) in [
+        (Signal::SIGTERM, "at the other end: SIGTERM"),
+        (Signal::SIGKILL, "at the other end: the process that "),
+    ] {
+        let command = format!(
+            "-- '{{ head -c 30000000; touch stalled; sleep 0.5; cat; }} | {enter} $RECEIVE'"
         );
-        let mut pipeline = Pipeline::start(&bench, "receive", &script);
-        assert_ne!(pipeline.status(), 0, "{signal}: {}", pipeline.messages());
-        host.must_be_clean(signal);
-        must_have_no_temporary_files(&bench);
-        host.must_not_have(stamper.pid(), signal);
-        let messages = pipeline.messages();
-        assert!(messages.contains("nothing is restored"), "{signal}: {messages}");
+        for which in ["first", "last"] {
+            let mut pipeline = migrate(&bench, stamper.pid(), &command);
+            wait_for("the stall", || bench.scratch().join("stalled").exists().then_some(()));
+            let mut there = host.processes();
+            there.retain(|(_, name)| name == "criu-migrate");
+            there.sort_unstable();
+            // The one that nsenter has started, and the one that holds.
+            assert_eq!(there.len(), 2, "{there:?}");
+            let (pid, _) = &there[if which == "first" { 0 } else { 1 }];
+            host.signal(*pid, signal);
+            let case = format!("{signal} {which}");
+            must_stay(&bench, &host, &stamper, (&case, reason), &mut pipeline);
+            fs::remove_file(bench.scratch().join("stalled")).expect("remove the mark");
+        }
     }
+}
+
+/// The one thing that cannot be excluded, and is said.
+#[test]
+fn an_answer_that_is_lost_leaves_the_process_here_and_says_that_it_may_run_there() {
+    let Some(bench) = Bench::set_up("an_answer_that_is_lost") else {
+        return;
+    };
+    let host = Host::start();
+    let stamper = Stamper::start(&bench, 4);
+    // It is ready, and it is prepared; that it is restored gets lost.
+    let command = format!(
+        "--json -- '{} $RECEIVE | {{ read -r it; echo $it; read -r it; echo $it; }}' >result",
+        host.enter()
+    );
+    let mut pipeline = migrate(&bench, stamper.pid(), &command);
+    assert_eq!(pipeline.status(), 1, "{}", pipeline.messages());
+    let last = pipeline.last_message();
+    assert!(
+        last.starts_with("criu-migrate: FAILED: the connection is lost: it was closed; "),
+        "{last}"
+    );
+    let pid = stamper.pid();
+    let end = format!("; process {pid} runs on here, and perhaps runs at {THERE} too: look there");
+    assert!(last.ends_with(&end), "{last}");
+    let result = fs::read_to_string(bench.scratch().join("result")).expect("the result");
+    assert!(
+        result
+            .contains(r#""process_state":"runs","host":"the other end","runs_at_host":"perhaps""#),
+        "{result}"
+    );
+    stamper.must_run();
+    assert!(host.has(pid), "not there");
+}
+
+/// Where CRIU here fails at the last moment, the process runs there, and that is known.
+#[test]
+fn a_criu_that_is_killed_at_the_end_leaves_both_and_says_so() {
+    let Some(bench) = Bench::set_up("killed_at_the_end") else {
+        return;
+    };
+    let host = Host::start();
+    let stamper = Stamper::start(&bench, 4);
+    // The answer is held back until CRIU here was killed.
+    let command = format!(
+        "-- '{} $RECEIVE | {{ read -r it; echo $it; read -r it; echo $it; read -r it; touch due
+              until [ -e go ]; do sleep 0.05; done; echo $it; }}'",
+        host.enter()
+    );
+    let mut pipeline = migrate(&bench, stamper.pid(), &command);
+    wait_for("the answer", || bench.scratch().join("due").exists().then_some(()));
+    let criu = processes(&bench).into_iter().find(|(_, name)| name == "criu").expect("criu");
+    kill(Pid::from_raw(criu.0), Signal::SIGKILL).expect("kill CRIU");
+    fs::write(bench.scratch().join("go"), "").expect("let it be said");
+    assert_eq!(pipeline.status(), 1, "{}", pipeline.messages());
+    let last = pipeline.last_message();
+    assert!(last.starts_with("criu-migrate: FAILED: criu was killed (SIGKILL); "), "{last}");
+    let pid = stamper.pid();
+    assert!(
+        last.ends_with(&format!("; process {pid} runs on here, and runs at {THERE}")),
+        "{last}"
+    );
+    stamper.must_run();
+    assert!(host.has(pid), "not there");
+}
+
+#[test]
+fn files_go_with_the_process_and_a_directory_can_be_between() {
+    let Some(bench) = Bench::set_up("files_go_with_it") else {
+        return;
+    };
+    let host = Host::start();
+    let mut stamper = Stamper::start(&bench, 4);
+    // The file that it has open is not there: another directory hides it.
+    let scratch = bench.scratch().display();
+    let command = format!(
+        "--fs generation --restore-options --directory \
+         -- '{} unshare --mount sh -c \"mount -t tmpfs none {scratch}; $RECEIVE\"'",
+        host.enter()
+    );
+    let mut pipeline = migrate(&bench, stamper.pid(), &command);
+    pipeline.must_succeed();
+    stamper.must_be_gone();
+    let pid = stamper.pid();
+    let file = format!("/proc/{}/root/proc/{pid}/root{scratch}/generation", host.init);
+    let generation = || fs::read_to_string(&file).expect("its file").trim().parse().unwrap_or(0);
+    let seen: u64 = generation();
+    assert!(seen >= stamper.generation(), "it has begun again");
+    wait_for("more generations", || (generation() > seen + 1).then_some(()));
 }
 
 /// The directory of an `ssh` that reaches an sshd inside the other host, which ends with it.
@@ -318,7 +476,7 @@ fn sshd(bench: &Bench, host: &Host) -> Result<PathBuf, String> {
     let dir = bench.directory("ssh");
     let path = std::env::var("PATH").unwrap_or_default();
     let programs = crate::bench::programs();
-    let path = format!("{}:{}:{path}", programs.display(), root.join("contrib").display());
+    let path = format!("{}:{path}", programs.display());
     let start = format!("{} {}", host.enter(), root.join("tests/loopback").display());
     let started = Command::new("sh")
         .args(["-c", &format!("{start} ssh {}", dir.display())])
@@ -343,13 +501,12 @@ fn a_process_moves_through_ssh() {
             return;
         }
     };
-    let connections = if has_filter(&bench) { 2 } else { 1 };
     let mut stamper = Stamper::start(&bench, 64);
     let script = format!(
-        "PATH={}:$PATH criu-migrate -t {} --network-lock skip -n {connections} 127.0.0.1",
+        "PATH={}:$PATH criu-migrate -t {} --network-lock skip -n 2 127.0.0.1",
         ssh.display(),
         stamper.pid()
     );
     let mut pipeline = Pipeline::start(&bench, "migrate", &script);
-    must_move(&bench, &host, &mut stamper, &mut pipeline);
+    must_move(&bench, &host, &mut stamper, &mut pipeline, "127.0.0.1");
 }

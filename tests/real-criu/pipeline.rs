@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 
 use nix::sys::signal::{Signal, killpg};
@@ -11,7 +11,7 @@ use nix::unistd::Pid;
 use crate::bench::{Bench, pid_of, programs, wait_for};
 
 /// A script that runs in the background, in the scratch directory, with the
-/// workspace's programs first in PATH, and `contrib` after them. Its processes
+/// workspace's programs first in PATH. Its processes
 /// are killed if the test ends before they do.
 pub(crate) struct Pipeline {
     bash: Child,
@@ -24,9 +24,8 @@ impl Pipeline {
     /// it from the test's other pipelines.
     pub(crate) fn start(bench: &Bench, name: &str, script: &str) -> Pipeline {
         let messages = bench.scratch().join(format!("{name}.messages"));
-        let contrib = Path::new(env!("CARGO_MANIFEST_DIR")).join("../contrib");
         let path = std::env::var("PATH").unwrap_or_default();
-        let path = format!("{}:{}:{path}", programs().display(), contrib.display());
+        let path = format!("{}:{path}", programs().display());
         let bash = Command::new("bash")
             .args(["-c", &format!("set -o pipefail\n{script}")])
             .current_dir(bench.scratch())

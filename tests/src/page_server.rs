@@ -1,4 +1,4 @@
-//! A stand-in for CRIU's side of the page server protocol (DESIGN.md section 9), byte for byte,
+//! A stand-in for CRIU's side of the page server protocol (docs/design.md section 9), byte for byte,
 //! and a reader and writer of pagemaps that owe nothing to `criu-protocol`.
 
 use std::io::{self, Read, Write};

@@ -70,8 +70,8 @@ pub(crate) fn open_outputs(
         claim(&target, &place, descriptors)?;
         targets.push((place, path, target));
     }
-    // To open a FIFO is to wait for its reader; who knows in which order they come. What fails
-    // must be told meanwhile, and what does not wait is opened first.
+    // Opening a FIFO blocks until its reader comes, and readers come in any order: so each is
+    // opened in a thread. What does not block is opened first, so that its failure is told.
     let (send, opened) = channel();
     let (special, others): (Vec<_>, Vec<_>) = targets
         .into_iter()

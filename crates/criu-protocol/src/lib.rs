@@ -6,8 +6,8 @@
 //! the pipes. docs/design.md section 4 describes the protocol.
 //!
 //! With `--page-server` CRIU sends all memory over one connection, and writes the other files
-//! itself: [`page_server`] reads what it says, and [`Pagemap`] is what an image says of its
-//! memory. docs/design.md describes it.
+//! itself: [`page_server`] reads that protocol, and [`Pagemap`] is the image's map of its memory
+//! (docs/design.md section 9).
 //!
 //! ```
 //! use criu_protocol::{Connection, Direction, Event};

@@ -55,6 +55,18 @@ struct Args {
     #[arg(long, verbatim_doc_comment)]
     directory: bool,
 
+    /// Let the tree run at once, with its memory in the image FILE
+    ///
+    /// Memory comes when it is touched, and meanwhile. FILE is uncompressed, and
+    /// stays as it is until we end, when all memory is there.
+    #[arg(
+        long,
+        value_name = "FILE",
+        conflicts_with_all = ["shards", "unnamed_shards", "directory"],
+        verbatim_doc_comment
+    )]
+    lazy: Option<PathBuf>,
+
     /// Put back the files that criu-checkpoint --fs took along
     ///
     /// They are in their places before anything runs.

@@ -5,8 +5,10 @@ use pipe_io::inherit::{self, Direction, Refusal};
 use std::env;
 use std::ffi::OsString;
 use std::fmt;
+use std::fs::File;
 use std::io::{self, IsTerminal};
 use std::os::fd::{OwnedFd, RawFd};
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 use supervise::criu_options::{self, OptionError};
@@ -31,6 +33,12 @@ enum UsageError {
     Terminal,
     /// The terminal of the tree is where the image comes from.
     ShellJob,
+    /// A command, and an image that none writes.
+    CommandAndFile,
+    /// The file that memory is to come from cannot be opened.
+    Image(PathBuf, io::Error),
+    /// It is no file that can be read in any order.
+    NoFile(PathBuf),
     /// A word that belongs to nothing.
     Word(OsString),
 }
@@ -48,7 +56,10 @@ pub(crate) fn parse() -> Result<(Args, Plan), ExitCode> {
         return Err(wrong(UsageError::Word(word.clone())));
     }
     let command = command(split.behind).map_err(wrong)?;
+    let image = args.lazy.as_deref().map(open).transpose().map_err(wrong)?;
     match &command {
+        Some(_) if image.is_some() => return Err(wrong(UsageError::CommandAndFile)),
+        None if image.is_some() => {}
         Some(text) if args.shards.get() > 1 && !args.unnamed_shards && !mentions_shard(text) => {
             return Err(wrong(UsageError::OneShard));
         }
@@ -61,7 +72,10 @@ pub(crate) fn parse() -> Result<(Args, Plan), ExitCode> {
     let plan = Plan {
         logs: args.images_dir.clone(),
         shards: args.shards,
-        source: command.map_or(Source::Stdin, Source::Command),
+        source: match image {
+            Some(file) => Source::Lazy(file),
+            None => command.map_or(Source::Stdin, Source::Command),
+        },
         by_directory: args.directory,
         files: args.fs,
         stdio: args.stdio,
@@ -81,6 +95,16 @@ fn command(behind: Option<Vec<OsString>>) -> Result<Option<String>, UsageError> 
         (Some(command), true) => command.into_string().map(Some).map_err(|_| UsageError::NoText),
         (Some(_), false) => Err(UsageError::Command),
     }
+}
+
+/// The image that memory comes from.
+fn open(path: &Path) -> Result<OwnedFd, UsageError> {
+    let refused = |error| UsageError::Image(path.to_owned(), error);
+    // To open a FIFO would be to wait for its writer.
+    if !path.metadata().map_err(refused)?.is_file() {
+        return Err(UsageError::NoFile(path.to_owned()));
+    }
+    File::open(path).map(OwnedFd::from).map_err(refused)
 }
 
 /// Where the line of JSON goes.
@@ -112,6 +136,15 @@ impl fmt::Display for UsageError {
                 "--shell-job needs the terminal on standard input, so a command must write the \
                  image",
             ),
+            UsageError::CommandAndFile => {
+                f.write_str("--lazy reads the image itself: no command stands behind --")
+            }
+            UsageError::Image(path, error) => {
+                write!(f, "{}: {}", path.display(), cli::reason(error))
+            }
+            UsageError::NoFile(path) => {
+                write!(f, "{}: --lazy needs a regular file", path.display())
+            }
             UsageError::Word(word) => {
                 let word = word.to_string_lossy();
                 write!(f, "'{word}' is no option; the command stands after --")

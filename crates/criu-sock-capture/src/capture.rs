@@ -71,7 +71,7 @@ pub(crate) fn run(args: Args) -> Result<(), Failure<Error>> {
 /// If a wake-up moved less than this, in bytes, pause so that more can accumulate, unless a writer
 /// waits for room in its pipe.
 const NAP_BELOW: u64 = 64 << 10;
-/// Most of what small files cost is waking up for each.
+/// How long: small files cost mostly the wake-up for each.
 const NAP: Duration = Duration::from_micros(100);
 
 /// How much of CRIU's news is heard before what has come is moved on. CRIU does not wait until its

@@ -54,8 +54,8 @@ struct Args {
 
     /// End the stream when inventory.img is complete
     ///
-    /// And not when CRIU hangs up: so its action script can wait until the
-    /// image is stored, and only then let the process go.
+    /// Do not wait for CRIU to hang up, so that its action script can wait
+    /// until the image is stored, and only then let the process go.
     #[arg(long, verbatim_doc_comment)]
     end_at_inventory: bool,
 

@@ -62,13 +62,14 @@ struct Args {
     )]
     json: bool,
 
-    /// Only see whether the image is complete
+    /// Only check that the image is complete
     #[arg(long, help_heading = "Instead", conflicts_with_all = ["images_dir", "external", "names"])]
     verify: bool,
 
     /// Unpack an increment, too, which is not whole
-    #[arg(long, conflicts_with_all = ["list", "verify"])]
+    #[arg(long, hide_short_help = true, conflicts_with_all = ["list", "verify"])]
     increment: bool,
+
     /// With --verify: refuse an image that has another id
     ///
     /// The id is what criu-checkpoint gives its command as IMAGE_ID.
@@ -85,8 +86,7 @@ struct Args {
 
     /// Make the files with these permissions [600]
     ///
-    /// In octal. The restore of a container with a user namespace needs 644,
-    /// and then DIR keeps others out.
+    /// In octal; 644 to restore a container with a user namespace.
     #[arg(
         long,
         value_name = "MODE",
@@ -97,7 +97,7 @@ struct Args {
     )]
     mode: Permissions,
 
-    /// Have the files on the disk before the exit
+    /// Flush the files to disk (fsync) before exiting
     #[arg(long, conflicts_with_all = ["list", "verify"], verbatim_doc_comment)]
     sync: bool,
 

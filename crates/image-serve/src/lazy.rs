@@ -6,10 +6,10 @@ use crate::store::{Piece, Pieces, Store};
 use cli::{Cleanup, Progress, UsageError};
 use lazy_pages::{ImageFile, Keeper, Moment, Pagemap, Pages, PagesImage, Place, Server};
 use pipe_io::pipe::page;
-use pipe_io::{Endpoint, Kind};
+use pipe_io::{Endpoint, Kind, process};
 use std::num::NonZeroUsize;
 use std::os::fd::AsFd;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread;
 use wire_format::FileName;
@@ -18,9 +18,13 @@ use wire_format::FileName;
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = "Serving")]
 pub(crate) struct LazyArgs {
-    /// Let the processes run before their memory is there
+    /// Let processes run before memory is there
     #[arg(long)]
     lazy: bool,
+
+    /// Where CRIU is told to work [DIR of --images-dir]
+    #[arg(short = 'W', long, value_name = "DIR", requires = "lazy", hide_short_help = true)]
+    work_dir: Option<PathBuf>,
 
     /// Fill memory by N threads [one for each CPU]
     #[arg(long, value_name = "N", requires = "lazy")]
@@ -32,8 +36,9 @@ pub(crate) struct LazyArgs {
 }
 
 /// What was asked for, where it was.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Demand {
+    work_dir: PathBuf,
     threads: NonZeroUsize,
     verify: bool,
 }
@@ -58,7 +63,7 @@ impl LazyArgs {
     pub(crate) fn demand(
         &self,
         stdin: &Endpoint,
-        clients: NonZeroUsize,
+        images_dir: &Path,
     ) -> Result<Option<Demand>, UsageError> {
         if !self.lazy {
             return Ok(None);
@@ -68,12 +73,10 @@ impl LazyArgs {
                 "--lazy: stdin is not a regular file, and memory is read in any order",
             ));
         }
-        if clients.get() > 1 {
-            return Err(UsageError::Options("--lazy: not with --clients: a tree has one memory"));
-        }
         let threads = self.threads.or_else(|| thread::available_parallelism().ok());
         let threads = threads.unwrap_or(NonZeroUsize::MIN);
-        Ok(Some(Demand { threads, verify: self.verify_first }))
+        let work_dir = self.work_dir.as_deref().unwrap_or(images_dir).to_owned();
+        Ok(Some(Demand { work_dir, threads, verify: self.verify_first }))
     }
 }
 
@@ -87,9 +90,9 @@ impl Demand {
 
 impl Lazy {
     /// Listens for the processes.
-    pub(crate) fn listen(directory: &Path, keeper: Keeper) -> Result<Lazy, Error> {
+    pub(crate) fn listen(demand: &Demand, keeper: Keeper) -> Result<Lazy, Error> {
         let (server, socket) = Cleanup::of(|| {
-            let server = Server::bind(directory)?;
+            let server = Server::bind(&demand.work_dir)?;
             let path = server.path().to_owned();
             Ok((server, path))
         })
@@ -151,6 +154,10 @@ impl Lazy {
             let serving = scope.spawn(move || self.server.run(pages, &self.keeper, *threads, tell));
             let streamed = stream();
             self.server.stream_is_over();
+            if streamed.is_ok() {
+                // From now on the processes depend on us, and not on who has started us.
+                let _ = process::without_starter();
+            }
             (streamed, serving.join())
         });
         match served {

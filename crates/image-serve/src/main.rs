@@ -78,9 +78,9 @@ struct Args {
     )]
     tcp_listen_remap: Vec<remap::PortMove>,
 
-    /// Hold it in pipe, memory, or both [auto]
+    /// Hold it in pipe, memory or auto [auto]
     ///
-    /// auto is pipe, and memory where that runs out.
+    /// auto: in pipes, and in memory when pipes run out.
     #[arg(
         long,
         value_name = "WHERE",

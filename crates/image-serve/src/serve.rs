@@ -24,7 +24,7 @@ pub(crate) fn run(args: Args) -> Result<(), Failure<Error>> {
     let progress = Progress::open(args.common.progress_fd.0, &mut descriptors)?;
     let external = descriptors.take_external(args.external, inherit::Direction::Output)?;
 
-    let demand = args.lazy.demand(&stdin, args.clients)?;
+    let demand = args.lazy.demand(&stdin, &args.images_dir)?;
 
     let program = Program::new(NAME, args.common.verbose);
     let counters = Arc::new(Counters::new(1));
@@ -44,7 +44,8 @@ pub(crate) fn run(args: Args) -> Result<(), Failure<Error>> {
             Ok((listener, path))
         })
         .map_err(Error::Listen)?;
-        let lazy = keeper.map(|keeper| Lazy::listen(&args.images_dir, keeper)).transpose()?;
+        let lazy = demand.as_ref().zip(keeper);
+        let lazy = lazy.map(|(demand, keeper)| Lazy::listen(demand, keeper)).transpose()?;
         let external = external
             .into_iter()
             .map(|(name, place, endpoint)| (name, (place, Some(endpoint))))

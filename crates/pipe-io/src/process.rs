@@ -123,6 +123,12 @@ pub fn with_us(command: &mut Command) {
     unsafe { command.pre_exec(follow) };
 }
 
+/// Lets us live on when the thread that has started us dies, also where it has used [`with_us`]. To
+/// be called by the first thread.
+pub fn without_starter() -> io::Result<()> {
+    Ok(set_pdeathsig(None)?)
+}
+
 /// Starts the program with these signals ignored. What is deaf to them keeps on with what it does
 /// when they are sent to all processes of a group, a session or a control group.
 pub fn ignoring(command: &mut Command, signals: &'static [Signal]) {
@@ -223,6 +229,21 @@ mod tests {
         inherit::raise_descriptor_limit();
         as_our_caller(&mut command, &[]);
         assert_eq!(limit(&mut command), before);
+    }
+
+    #[test]
+    fn a_program_sleeps_as_our_caller_would() {
+        let slack = || prctl::get_timerslack().unwrap();
+        let before = slack();
+        inherit::sleep_precisely();
+        assert_eq!(slack(), 1);
+        let mut command = Command::new("cat");
+        as_our_caller(&mut command, &[]);
+        let read = command.arg("/proc/self/timerslack_ns").output().unwrap();
+        if read.status.success() {
+            assert_eq!(String::from_utf8(read.stdout).unwrap().trim(), before.to_string());
+        }
+        prctl::set_timerslack(before as u64).unwrap();
     }
 
     #[test]

@@ -117,38 +117,6 @@ pub(crate) struct Split {
     density: u64,
 }
 
-/// How long to wait for a pipe that has some room, but too little to be worth a chunk. Poll tells
-/// only of its first free slot, so it is looked at again after a while; ever less often, so that
-/// waiting for slow readers costs little.
-struct Pause {
-    time: Duration,
-    /// How often it was given up the processor only.
-    yields: u32,
-}
-
-impl Pause {
-    const SHORTEST: Duration = Duration::from_micros(100);
-    const LONGEST: Duration = Duration::from_millis(5);
-    /// A small pipe is empty after some microseconds, once its reader has the processor. With pipes
-    /// of two pages, sleeping each time makes the split a quarter as fast.
-    const YIELDS: u32 = 100;
-
-    fn pass(&mut self, is_small: bool) {
-        if is_small && self.yields < Pause::YIELDS {
-            self.yields += 1;
-            return thread::yield_now();
-        }
-        thread::sleep(self.time);
-        self.time = (self.time * 2).min(Pause::LONGEST);
-    }
-}
-
-impl Default for Pause {
-    fn default() -> Pause {
-        Pause { time: Pause::SHORTEST, yields: 0 }
-    }
-}
-
 /// How much payload is read at once where it cannot be moved, in bytes.
 pub(crate) const ASIDE: u64 = 64 << 10;
 
@@ -158,6 +126,9 @@ impl Split {
     /// A pipe of so few slots may be too small for a marker and its payload, and tells nothing
     /// about how they came.
     const SMALL_PIPE: Slots = Slots(8);
+    /// How long a shard is left that has too little room, at first and in the end.
+    const PAUSE_MIN: Duration = Duration::from_micros(100);
+    const PAUSE_MAX: Duration = Duration::from_millis(5);
 
     /// Writes the whole image, of which the first marker was read, and closes the shards. After an
     /// error `outputs` has been asked for its reason before they are closed.
@@ -336,7 +307,7 @@ impl Split {
 
     /// The shard with the most room, as soon as one has enough.
     pub(crate) fn choose(&mut self, wanted: u64) -> Result<Room, Error> {
-        let mut pause = Pause::default();
+        let mut pause = Split::PAUSE_MIN;
         loop {
             self.pay_debts()?;
             if let Some(room) = self.room_of_favourite(wanted) {
@@ -352,7 +323,7 @@ impl Split {
     }
 
     /// Comes back when some shard may have more room.
-    fn await_room(&mut self, pause: &mut Pause) -> Result<(), Error> {
+    fn await_room(&mut self, pause: &mut Duration) -> Result<(), Error> {
         let now = Instant::now();
         let (left_alone, others): (Vec<_>, Vec<_>) = self
             .shards
@@ -360,8 +331,12 @@ impl Split {
             .skip(self.first)
             .filter(|shard| !shard.is_full() && !shard.is_in_debt())
             .partition(|shard| shard.left_alone(now).is_some());
+        // A pipe can be polled only for its first free slot. One that has some, but too few to be
+        // worth a chunk, is looked at again after a while; ever less often, so that waiting for
+        // slow readers costs little.
         if !others.is_empty() {
-            pause.pass(others.iter().any(|shard| shard.slots() <= Split::SMALL_PIPE));
+            thread::sleep(*pause);
+            *pause = (*pause * 2).min(Split::PAUSE_MAX);
             return Ok(());
         }
         let least = left_alone.iter().filter_map(|shard| shard.left_alone(now)).min();

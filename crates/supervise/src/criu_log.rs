@@ -32,6 +32,11 @@ const NOISE: [&str; 7] = [
 /// What a line of CRIU's holds, and what the user can do then.
 const HINTS: &[(&[&str], &str)] = &[
     (
+        &["In-flight connection"],
+        "the tree has not accepted a TCP connection yet: --skip-in-flight leaves it out, and \
+         --tcp-established keeps those that it has accepted",
+    ),
+    (
         &["tcp-established", "Connected TCP socket"],
         "the tree has a TCP connection: --tcp-established keeps it, --tcp-close closes it",
     ),

@@ -9,6 +9,7 @@
 use std::env;
 use std::ffi::{OsStr, OsString};
 use std::fmt;
+use std::os::fd::RawFd;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
@@ -217,6 +218,30 @@ fn is_own(argument: &OsStr, own: &[OwnOption]) -> Option<bool> {
 }
 
 impl CriuOptions {
+    /// The options without those that give the tree one of the descriptors 0, 1 and 2 of CRIU, which
+    /// are not our caller's; and those: the descriptor, and what it stands for.
+    pub fn without_standard_descriptors(&self) -> (Vec<OsString>, Vec<(RawFd, String)>) {
+        let (mut others, mut standard) = (Vec::new(), Vec::new());
+        let mut arguments = self.arguments.iter();
+        while let Some(argument) = arguments.next() {
+            if argument != "--inherit-fd" {
+                others.push(argument.clone());
+                continue;
+            }
+            let value = arguments.next();
+            let text = value.and_then(|value| value.to_str()?.strip_prefix("fd["));
+            let parts = text.and_then(|text| text.split_once("]:"));
+            match parts.and_then(|(number, name)| Some((number.parse().ok()?, name))) {
+                Some((number @ 0..=2, name)) => standard.push((number, name.to_owned())),
+                _ => {
+                    others.push(argument.clone());
+                    others.extend(value.cloned());
+                }
+            }
+        }
+        (others, standard)
+    }
+
     /// Where CRIU leaves its log: under `name` in `directory`, unless an option says otherwise.
     pub fn log(&self, directory: &Path, name: &str) -> PathBuf {
         let directory = self.work_dir.as_deref().unwrap_or(directory);
@@ -498,6 +523,14 @@ mod tests {
         ] {
             assert!(matches!(parts(option), Err(OptionError::Refused(..))), "{option}");
         }
+    }
+
+    #[test]
+    fn the_standard_descriptors_are_told_from_others() {
+        let line = "--inherit-fd fd[1]:pipe:[7] --inherit-fd=fd[9]:pipe:[8] --tcp-close";
+        let (others, standard) = parts(line).unwrap().criu.without_standard_descriptors();
+        assert_eq!(strings(&others), ["--inherit-fd", "fd[9]:pipe:[8]", "--tcp-close"]);
+        assert_eq!(standard, [(1, "pipe:[7]".to_owned())]);
     }
 
     #[test]

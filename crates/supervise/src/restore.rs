@@ -11,6 +11,7 @@
 
 mod held;
 mod image;
+mod late;
 mod peer;
 mod report;
 
@@ -66,6 +67,8 @@ pub enum Source {
     Command(String),
     /// Another host, which holds the tree until it runs here.
     Link(Arrival),
+    /// A regular file, out of which memory comes when it is touched.
+    Lazy(OwnedFd),
 }
 
 /// The connections of a link that have arrived.

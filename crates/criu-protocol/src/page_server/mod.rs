@@ -1,4 +1,4 @@
-//! CRIU's page server protocol: all memory over one connection (DESIGN.md section 9).
+//! CRIU's page server protocol: all memory over one connection (docs/design.md section 9).
 //!
 //! `criu dump --page-server` connects, says what memory each run of pages belongs to, and lets the
 //! pages follow. There is no version in it, but two layouts of a command, by which releases differ:

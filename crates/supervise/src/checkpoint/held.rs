@@ -283,12 +283,12 @@ impl Held {
                 self.with_peer(Weight::Told, |peer| peer.hear(index, &line));
             }
             Event::Line(Role::Relay(index), line) => {
-                self.with_peer(Weight::Filter, |peer| peer.hear_relay(index, &line));
+                self.with_peer(Weight::Reader, |peer| peer.hear_relay(index, &line));
             }
             Event::Silent(role @ Role::Connection(index)) => {
                 if self.peer.as_mut().is_some_and(|peer| peer.has_lost(index)) {
                     let closed = Cause::Unlinked(role, "it was closed".into());
-                    self.holder.suspect(closed, Weight::Filter);
+                    self.holder.suspect(closed, Weight::Reader);
                 }
             }
             Event::Line(role, line) => match bytes_in(&line) {
@@ -335,11 +335,12 @@ impl Held {
             Role::Capture if success => drop(self.stream.take()),
             Role::Connection(index) => {
                 if self.peer.as_mut().is_some_and(|peer| peer.has_lost(index)) {
-                    let cause = match success {
-                        true => Cause::Unlinked(role, "it was closed".into()),
-                        false => ended,
+                    let (cause, weight) = match success {
+                        true => (Cause::Unlinked(role, "it was closed".into()), Weight::Reader),
+                        // It may have said why.
+                        false => (ended, Weight::Killed),
                     };
-                    self.holder.suspect(cause, Weight::Reader);
+                    self.holder.suspect(cause, weight);
                 }
             }
             Role::Capture => match self.stream.as_ref().is_some_and(Tap::reader_is_gone) {
@@ -420,14 +421,15 @@ impl Held {
     }
 
     fn go_on_with_peer(&mut self) {
-        let Some(peer) = self.peer.as_mut().filter(|_| !self.holder.has_failed()) else { return };
-        if peer.begin_if_ready()
+        let is_well = !self.holder.has_failed() && !self.holder.is_suspicious();
+        let Some(peer) = &mut self.peer else { return };
+        if is_well
+            && peer.begin_if_ready()
             && let Err(cause) = self.start_pipeline()
         {
             return self.holder.fail(cause);
         }
-        let may_go =
-            self.is_handed_over() && self.question.is_some() && !self.holder.is_suspicious();
+        let may_go = is_well && self.is_handed_over() && self.question.is_some();
         let Some(peer) = &mut self.peer else { return };
         if peer.is_prepared() && may_go {
             // The front knows it before the other host does.

@@ -3,7 +3,7 @@
 use crate::cause::Cause;
 use crate::family::Role;
 use crate::holder::Holder;
-use crate::link::word::{Version, Word};
+use crate::link::word::Word;
 use crate::link::{PROTOCOL, Route, Token, relay};
 use crate::shell::Shell;
 use pipe_io::pipe::Pipe;
@@ -36,6 +36,8 @@ struct Connection {
     is_ready: bool,
     /// Whether all of its shard was sent.
     is_through: bool,
+    /// Whether it has ended while it was needed.
+    is_lost: bool,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -81,7 +83,13 @@ impl Peer {
             holder.start(role, program)?;
             holder.events.listen(role, output.read).map_err(Cause::System)?;
             let input = Some(File::from(input.write));
-            connections.push(Connection { role, input, is_ready: false, is_through: false });
+            connections.push(Connection {
+                role,
+                input,
+                is_ready: false,
+                is_through: false,
+                is_lost: false,
+            });
         }
         Ok(Peer {
             host: route.to_string(),
@@ -190,10 +198,10 @@ impl Peer {
         let Some(connection) = self.connections.get_mut(index) else { return Err(said()) };
         match (Word::parse(line), self.stage) {
             (Some(Word::Ready(theirs)), Stage::Connecting) if !connection.is_ready => {
-                connection.is_ready = true;
-                match theirs.protocol == PROTOCOL {
+                connection.is_ready = theirs.protocol == PROTOCOL;
+                match connection.is_ready {
                     true => Ok(()),
-                    false => Err(self.other_version(theirs)),
+                    false => Err(Cause::OtherVersion(self.host.clone(), theirs)),
                 }
             }
             (Some(Word::Prepared), Stage::Sending) if index == 0 => {
@@ -225,10 +233,6 @@ impl Peer {
         }
     }
 
-    fn other_version(&self, theirs: Version) -> Cause {
-        Cause::OtherVersion(self.host.clone(), theirs)
-    }
-
     /// Hears what a relay tells.
     pub(super) fn hear_relay(&mut self, index: Option<usize>, line: &str) -> Result<(), Cause> {
         let Some(connection) = self.connections.get_mut(index.unwrap_or(0)) else { return Ok(()) };
@@ -246,15 +250,16 @@ impl Peer {
     /// A connection is at its end, or says nothing more. The first one must stay until the tree
     /// runs; the others, until their shards were sent.
     pub(super) fn has_lost(&mut self, index: Option<usize>) -> bool {
-        let Some(connection) = self.connections.get(index.unwrap_or(0)) else { return false };
-        let is_needed = match index.unwrap_or(0) {
+        let index = index.unwrap_or(0);
+        let Some(connection) = self.connections.get_mut(index) else { return false };
+        connection.is_lost |= match index {
             0 => self.stage != Stage::Over,
             _ => self.stage == Stage::Connecting || !connection.is_through,
         };
-        if is_needed && index.unwrap_or(0) == 0 {
+        if connection.is_lost && index == 0 {
             self.stage = Stage::Over;
         }
-        is_needed
+        connection.is_lost
     }
 
     /// Nothing more will be said, nor is to be.

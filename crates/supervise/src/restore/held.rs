@@ -1,6 +1,7 @@
 //! The restore goes on: what has happened so far, and what follows from it.
 
 use super::image::Image;
+use super::late::Late;
 use super::peer::Peer;
 use super::report::{End, Report};
 use super::{Plan, Source};
@@ -23,7 +24,8 @@ use nix::unistd::Pid;
 use pipe_io::inherit::{self, Direction};
 use pipe_io::process;
 use pipe_io::{Bytes, Rate};
-use std::fs::{self, DirBuilder};
+use std::fs::{self, DirBuilder, File};
+use std::io::Read;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::DirBuilderExt;
 use std::os::unix::process::ExitStatusExt;
@@ -54,6 +56,8 @@ pub(super) struct Held {
     /// What takes the place of the root's standard descriptors, and how CRIU names those.
     inherited: Vec<(OwnedFd, String)>,
     bytes: u64,
+    /// How much memory has come, if it comes when the tree runs.
+    late: Option<Late>,
     question: Option<Question>,
     /// The root of the tree, since CRIU has told it.
     root: Option<Pid>,
@@ -72,6 +76,7 @@ impl Held {
         reins: Reins,
         scratch: Scratch,
     ) -> Held {
+        let late = matches!(plan.source, Source::Lazy(_)).then(Late::default);
         Held {
             plan,
             criu,
@@ -83,6 +88,7 @@ impl Held {
             ids: None,
             inherited: Vec::new(),
             bytes: 0,
+            late,
             question: None,
             root: None,
             restored: None,
@@ -99,6 +105,7 @@ impl Held {
         while !self.is_over() {
             let limit = match self.restored {
                 None if self.ids.is_some() => Instant::now() + LOOK_AT_IDS,
+                Some(_) if self.late.is_some() => Instant::now() + GRACE,
                 Some(restored) => restored + GRACE,
                 None => self.holder.began + self.plan.time_limit,
             };
@@ -129,6 +136,7 @@ impl Held {
                 (self.peer, self.parts) = (Some(peer), parts.taps);
                 parts.readers
             }
+            Source::Lazy(file) => vec![file],
         };
         let image = self.join(parts)?;
         self.start_server(image)?;
@@ -145,8 +153,12 @@ impl Held {
                 Ok(())
             });
         }
+        let meeting = self.late.is_some().then(|| self.work_dir());
         // We are the first to ask, for the ids of the tree.
         self.holder.start_filter(Role::Serve, "image-serve", |command| {
+            if let Some(meeting) = meeting {
+                command.arg("--lazy").arg("--work-dir").arg(meeting);
+            }
             command.args(["--clients", "2", "--images-dir"]).arg(directory).stdin(stdin);
             Ok(())
         })
@@ -223,16 +235,21 @@ impl Held {
         if !self.plan.by_directory {
             criu.arg("--stream");
         }
+        if self.late.is_some() {
+            criu.arg("--lazy-pages");
+        }
         if self.plan.wait {
             criu.arg("--restore-sibling");
         }
         criu.arg("--work-dir").arg(self.logs());
         criu.args(["-v4", "--log-file", "restore.log"]);
+        let (options, standard) = self.plan.criu_options.without_standard_descriptors();
+        self.inherited.extend(standard.into_iter().filter_map(ours));
         for (fd, name) in &self.inherited {
             criu.args(["--inherit-fd", &format!("fd[{}]:{name}", fd.as_raw_fd())]);
         }
         gate.ask_here(&mut criu, self.plan.time_limit + CRIU_GRACE + AFTER_KILL);
-        criu.args(&self.plan.criu_options.arguments);
+        criu.args(options);
         // A log of an earlier run must not be taken for this one's.
         let _ = fs::remove_file(self.log());
         let lent: Vec<&OwnedFd> = self.inherited.iter().map(|(fd, _)| fd).collect();
@@ -250,6 +267,7 @@ impl Held {
                 let name = line.trim_start_matches("unread ").to_owned();
                 self.holder.give_up(Cause::Lost(name));
             }
+            Event::Line(Role::Serve, line) if self.hears_of_memory(&line) => {}
             Event::Line(Role::Relay(index), line) => self.hear_relay(index, &line),
             Event::Line(role, line) => match bytes_in(&line) {
                 Some(bytes) if matches!(role, Role::Serve | Role::Extract) => self.bytes = bytes,
@@ -271,6 +289,11 @@ impl Held {
             Event::FrontGone => self.holder.give_up(Cause::FrontKilled),
             Event::Asked(_) | Event::Silent(_) | Event::ChildEnded => {}
         }
+    }
+
+    /// Whether a line tells how much memory has come.
+    fn hears_of_memory(&mut self, line: &str) -> bool {
+        self.late.as_mut().is_some_and(|late| late.hear(line))
     }
 
     fn hear_relay(&mut self, index: Option<usize>, line: &str) {
@@ -311,9 +334,13 @@ impl Held {
         if let Some(archive) = image.archive() {
             match self.plan.files {
                 true => self.start_tar(archive)?,
-                false => self.holder.voice.say(format_args!(
-                    "the image has files that go with the tree: --fs puts them back"
-                )),
+                false => {
+                    // One that is closed unread is lost, as `image-serve` sees it.
+                    let _ = File::from(archive).read(&mut [0]);
+                    self.holder.voice.say(format_args!(
+                        "the image has files that go with the tree: --fs puts them back"
+                    ));
+                }
             }
         }
         let joins = self.plan.criu_options.joins_namespace;
@@ -343,7 +370,9 @@ impl Held {
         if role == Role::Criu {
             self.question = None;
         }
-        if self.holder.has_failed() || self.restored.is_some() {
+        // What was restored is killed if its memory cannot come.
+        let is_fatal = role == Role::Serve && self.late.is_some() && !success;
+        if self.holder.has_failed() || (self.restored.is_some() && !is_fatal) {
             return;
         }
         let ended = Cause::Ended(role, status);
@@ -368,6 +397,7 @@ impl Held {
                 false => self.holder.suspect(ended, Weight::Reader),
             },
             Role::Extract if success => self.go_ahead(),
+            Role::Serve if is_fatal && self.restored.is_some() => self.holder.fail(ended),
             Role::Serve | Role::Extract => match self.holder.has_let_go {
                 // CRIU has all that it wanted.
                 true => {}
@@ -397,6 +427,12 @@ impl Held {
         if self.holder.has_failed() {
             self.question = None;
             return self.holder.press();
+        }
+        if let Some(late) = self.late.filter(|_| self.restored.is_some()) {
+            if self.holder.live.is_due() {
+                self.holder.live.show(format_args!("restored; {late}"));
+            }
+            return;
         }
         if let Some(restored) = self.restored {
             // It waits for a client that never came, or does not notice that CRIU has gone.
@@ -452,7 +488,11 @@ impl Held {
         match (self.holder.has_failed(), self.restored) {
             (true, _) => self.holder.has_ended(),
             (false, None) => false,
-            (false, Some(_)) if self.plan.wait && self.root.is_some() => self.tree_ended.is_some(),
+            (false, Some(_)) if self.plan.wait && self.root.is_some() => {
+                // What is left of the tree may wait for memory.
+                let is_served = self.late.is_none() || self.pipeline_has_ended();
+                self.tree_ended.is_some() && is_served
+            }
             (false, Some(_)) => self.pipeline_has_ended(),
         }
     }
@@ -495,6 +535,7 @@ impl Held {
             },
             process: self.root.map(Pid::as_raw),
             bytes: self.bytes,
+            memory: self.late,
             duration: self.duration(),
             cause: self.holder.cause().map(Cause::to_string),
         }
@@ -502,6 +543,11 @@ impl Held {
 
     fn logs(&self) -> PathBuf {
         self.plan.logs.clone().unwrap_or_else(|| self.holder.scratch.path().to_owned())
+    }
+
+    /// Where CRIU works, and finds who serves memory.
+    fn work_dir(&self) -> PathBuf {
+        self.plan.criu_options.work_dir.clone().unwrap_or_else(|| self.logs())
     }
 
     fn log(&self) -> PathBuf {
@@ -519,7 +565,10 @@ impl Held {
         }
         let (bytes, rate) = (Bytes(self.bytes), Rate(self.bytes, self.duration()));
         let time = Seconds(self.duration());
-        voice.last_unless_quiet(format_args!("restored: {bytes}, {rate}; in {time}"));
+        match self.late {
+            Some(late) => voice.last_unless_quiet(format_args!("restored: in {time}; {late}")),
+            None => voice.last_unless_quiet(format_args!("restored: {bytes}, {rate}; in {time}")),
+        }
         self.print_report();
     }
 
@@ -562,6 +611,7 @@ impl Held {
     fn state(&self) -> String {
         let lives = |root: &Pid| Stat::of(*root).is_some_and(|it| !matches!(it.state, 'Z' | 'X'));
         match self.root.filter(|_| self.holder.has_let_go).filter(lives) {
+            Some(root) if self.late.is_some() => format!("process {root} is killed"),
             Some(root) => format!("process {root} was restored and runs"),
             None => "nothing is restored".into(),
         }

@@ -1,5 +1,6 @@
 //! What became of a restore, for programs.
 
+use super::late::Late;
 use serde::Serialize;
 use std::time::Duration;
 
@@ -20,6 +21,9 @@ pub(super) struct Report {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) process: Option<i32>,
     pub(super) bytes: u64,
+    /// How much memory has come, where it comes when the tree runs.
+    #[serde(flatten)]
+    pub(super) memory: Option<Late>,
     #[serde(rename = "duration_millis", serialize_with = "millis")]
     pub(super) duration: Duration,
     #[serde(skip_serializing_if = "Option::is_none")]
