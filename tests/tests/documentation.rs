@@ -20,7 +20,7 @@ const FILTERS: [&str; 7] = [
 ];
 
 /// Lines and columns of a screen, and what scrolls by without being lost.
-const SCREEN: (usize, usize) = (60, 80);
+const SCREEN: (usize, usize) = (64, 80);
 
 /// Of the short form.
 const SHORT: usize = 30;
