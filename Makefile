@@ -68,10 +68,12 @@ check-dependencies:
 fuzz:
 	@fuzz/run
 
-# What takes minutes: 100,000 files, 64 GiB, 200 dumps and restores with a real CRIU (as root).
+# What takes minutes: 100,000 files, 64 GiB, 1,000 cases of chaos, 200 dumps and restores with a real
+# CRIU (as root).
 check-load:
 	$(CARGO) build --release --workspace --locked
 	$(CARGO) test --release --locked -p tests --test load -- --ignored --nocapture --test-threads 1
+	$(CARGO) test --release --locked -p tests --test chaos -- --ignored --nocapture
 	CRIU="$$(contrib/get-criu)" $(CARGO) test --release --locked -p tests --test real-criu -- --ignored --nocapture
 
 # What depends on the kernel, on Debian's 5.10, 6.1 and 6.12, booted under qemu.

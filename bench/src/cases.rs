@@ -34,12 +34,25 @@ pub(crate) enum Work {
     /// The real CRIU dumps a process that goes on.
     RealDump,
     /// The real CRIU restores a process that it has dumped before.
-    RealRestore,
+    RealRestore(Arrival),
     /// The same, until the process goes on.
     RealStart,
     /// The same from one file, until all memory is there.
     RealFill,
 }
+
+/// How the image of a real restore arrives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Arrival {
+    /// It is there, in a tmpfs.
+    There,
+    /// So many bytes a second, all shards together.
+    Network(u64),
+}
+
+/// What the network of [`Arrival::Network`] brings, in bytes a second: slower than CRIU fills
+/// memory, as it mostly is.
+pub(crate) const NETWORK: u64 = 500_000_000;
 
 /// A dump by the stand-in.
 #[derive(Clone, Copy, Debug)]
@@ -181,7 +194,16 @@ pub(crate) const CASES: &[Case] = &[
         pipes: Pipes::Small,
     },
     case("criu-dump", "The real CRIU dumps a process that goes on, as 4 shards", Work::RealDump),
-    case("criu-restore", "The real CRIU restores, from 4 shards in tmpfs", Work::RealRestore),
+    case(
+        "criu-restore",
+        "The real CRIU restores, from 4 shards in tmpfs",
+        Work::RealRestore(Arrival::There),
+    ),
+    case(
+        "criu-arrival",
+        "The real CRIU restores, from 4 shards that arrive at 500 MB/s together",
+        Work::RealRestore(Arrival::Network(NETWORK)),
+    ),
     case("criu-start", "The real CRIU restores, until the process goes on", Work::RealStart),
     case("criu-fill", "The real CRIU restores, until all memory is there", Work::RealFill),
 ];
@@ -215,6 +237,8 @@ pub(crate) enum Contender {
     SmallPages,
     /// The filters, with the shards kept as files in a tmpfs.
     Kept,
+    /// The filters, and one of the shards holds the metadata: CRIU begins with that.
+    Early,
     /// The filters, with a tenth of the memory.
     Tenth,
     /// The program that `PEER` names.
@@ -238,6 +262,7 @@ impl Contender {
             (Contender::Criu, _) => "criu, files in tmpfs",
             (Contender::Peer, _) => "criu-image-streamer",
             (Contender::Kept, _) => "capture|split to tmpfs",
+            (Contender::Early, _) => "the same, metadata first",
             (Contender::Tenth, _) => "image-serve --lazy, a tenth",
             (Contender::Filters, Work::RealStart | Work::RealFill) => "image-serve --lazy",
             (Contender::Filters, Work::Dump(Dump { shards: 1, .. })) => "criu-sock-capture",
@@ -265,7 +290,7 @@ impl Work {
     /// Whether it takes the real CRIU.
     pub(crate) fn is_real(&self) -> bool {
         use Work::{RealDump, RealFill, RealRestore, RealStart};
-        matches!(self, RealDump | RealRestore | RealStart | RealFill)
+        matches!(self, RealDump | RealRestore(_) | RealStart | RealFill)
     }
 
     /// What takes seconds for what others do in tenths has no more rounds than this.
@@ -275,7 +300,7 @@ impl Work {
     pub(crate) fn rounds_max(&self) -> usize {
         match self {
             Work::RealDump
-            | Work::RealRestore
+            | Work::RealRestore(_)
             | Work::RealStart
             | Work::RealFill
             | Work::Restore(Restore { source: Source::Stores, .. }) => Work::SLOW_ROUNDS_MAX,
@@ -285,7 +310,7 @@ impl Work {
 
     /// Who competes, given whether there is a peer.
     pub(crate) fn contenders(&self, has_peer: bool) -> Vec<Contender> {
-        use Contender::{Bare, Cat, Criu, Filters, Kept, Memory, Peer, SmallPages, Tenth};
+        use Contender::{Bare, Cat, Criu, Early, Filters, Kept, Memory, Peer, SmallPages, Tenth};
 
         let all: &[Contender] = match self {
             Work::Dump(Dump { shape: Shape::SmallFiles, .. }) => &[Bare, Filters, Peer],
@@ -299,7 +324,8 @@ impl Work {
             }
             Work::Dump(_) | Work::Restore(_) => &[Bare, Filters, Peer],
             Work::RealDump => &[Criu, Filters, Kept, Peer],
-            Work::RealRestore => &[Criu, Filters, Peer],
+            Work::RealRestore(Arrival::There) => &[Criu, Filters, Early, Peer],
+            Work::RealRestore(Arrival::Network(_)) => &[Filters, Early, Peer],
             Work::RealStart => &[Criu, Filters, Tenth],
             Work::RealFill => &[Criu, Filters],
         };

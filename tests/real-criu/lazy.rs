@@ -230,9 +230,9 @@ fn criu_restore_fails_and_the_tree_is_gone_if_memory_cannot_come() {
         return;
     };
     storm.dump(&bench);
-    // CRIU says when the processes are about to run: then the image is cut.
+    // CRIU says when the processes run: then the image is cut.
     let hook = bench.scratch().join("hook");
-    let text = "#!/bin/sh\n[ $CRTOOLS_SCRIPT_ACTION != pre-resume ] || : > image\n";
+    let text = "#!/bin/sh\n[ $CRTOOLS_SCRIPT_ACTION != post-resume ] || : > image\n";
     fs::write(&hook, text.replace("image", &bench.scratch().join("image").display().to_string()))
         .expect("write a script");
     fs::set_permissions(&hook, fs::Permissions::from_mode(0o755)).expect("make it executable");

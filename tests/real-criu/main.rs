@@ -17,6 +17,7 @@ mod directory;
 mod failures;
 mod kernels;
 mod lazy;
+mod metadata_first;
 mod migration;
 mod page_server;
 mod runs;
