@@ -5,7 +5,7 @@ use crate::pipe::Pipe;
 use nix::errno::Errno;
 use nix::sys::prctl;
 use nix::sys::prctl::set_pdeathsig;
-use nix::sys::signal::{SigHandler, SigSet, Signal, signal};
+use nix::sys::signal::{SigHandler, SigSet, Signal, raise, signal};
 use nix::sys::wait::{Id, WaitPidFlag, waitid};
 use nix::unistd::{Pid, getpid, getppid, setsid};
 use std::fs;
@@ -142,17 +142,24 @@ fn ignore(number: Signal) -> nix::Result<()> {
     unsafe { signal(number, SigHandler::SigIgn) }.map(drop)
 }
 
+/// Ends this process by a signal, as another one has ended by it, without a core of our own. Returns
+/// where that is not possible: the first process of a PID namespace survives its own signals.
+pub fn die_of(number: Signal) {
+    let _ = prctl::set_dumpable(false);
+    // Rust has a handler for some.
+    // SAFETY: the default action is no handler.
+    let _ = unsafe { signal(number, SigHandler::SigDfl) };
+    let mut this = SigSet::empty();
+    this.add(number);
+    let _ = this.thread_unblock();
+    let _ = raise(number);
+}
+
 /// Makes children waitable: a caller that ignores SIGCHLD (a disposition which survives exec) has
 /// the kernel discard their statuses.
 pub fn keep_statuses_of_children() {
     // SAFETY: the default action is no handler.
     let _ = unsafe { signal(Signal::SIGCHLD, SigHandler::SigDfl) };
-}
-
-/// Gives a signal back its default action: Rust's start-up code handles SIGSEGV and SIGBUS.
-pub fn restore_default(number: Signal) {
-    // SAFETY: the default action is no handler.
-    let _ = unsafe { signal(number, SigHandler::SigDfl) };
 }
 
 /// Takes the status of a child that has ended, whichever it is; `None` if none has.
