@@ -82,7 +82,13 @@ struct Args {
     verify: Option<String>,
 
     /// Have CRIU leave its logs in DIR [a temporary directory]
-    #[arg(short = 'D', long, value_name = "DIR", help_heading = "Reporting")]
+    #[arg(
+        short = 'D',
+        long,
+        value_name = "DIR",
+        allow_hyphen_values = true,
+        help_heading = "Reporting"
+    )]
     images_dir: Option<PathBuf>,
 
     /// Write the result as a line of JSON to stdout

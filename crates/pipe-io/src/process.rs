@@ -149,6 +149,12 @@ pub fn keep_statuses_of_children() {
     let _ = unsafe { signal(Signal::SIGCHLD, SigHandler::SigDfl) };
 }
 
+/// Gives a signal back its default action: Rust's start-up code handles SIGSEGV and SIGBUS.
+pub fn restore_default(number: Signal) {
+    // SAFETY: the default action is no handler.
+    let _ = unsafe { signal(number, SigHandler::SigDfl) };
+}
+
 /// Takes the status of a child that has ended, whichever it is; `None` if none has.
 ///
 /// # Errors

@@ -361,6 +361,9 @@ impl Outcome {
         match self {
             Outcome::Status(status) => ExitCode::from(status),
             Outcome::Signal(signal) => {
+                process::restore_default(signal);
+                // What dumps core is the tree, if anything, and not this process.
+                let _ = prctl::set_dumpable(false);
                 let mut this = SigSet::empty();
                 this.add(signal);
                 let _ = this.thread_unblock();
