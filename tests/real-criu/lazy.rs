@@ -50,11 +50,10 @@ impl Storm {
         megabytes: usize,
     ) -> Option<Storm> {
         let status = bench.scratch().join("storm.status");
-        let log = fs::File::create(bench.scratch().join("storm.messages")).expect("create a log");
         let mut python = Command::new(words[0]);
         python.args(&words[1..]).args(["-c", STORM]).arg(&status);
         python.args([processes.to_string(), megabytes.to_string()]);
-        python.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
+        python.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         let Ok(root) = python.spawn() else {
             skip::<()>(name, "no python3 here to change memory");
             return None;

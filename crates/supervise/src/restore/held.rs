@@ -397,7 +397,7 @@ impl Held {
                 false => self.holder.suspect(ended, Weight::Reader),
             },
             Role::Extract if success => self.go_ahead(),
-            Role::Serve if is_fatal && self.restored.is_some() => self.holder.fail(ended),
+            Role::Serve if is_fatal && self.holder.has_let_go => self.holder.fail(ended),
             Role::Serve | Role::Extract => match self.holder.has_let_go {
                 // CRIU has all that it wanted.
                 true => {}
