@@ -58,7 +58,8 @@ fn options_of_help(name: &str) -> BTreeSet<String> {
 }
 
 fn options_of_text(help: &str) -> BTreeSet<String> {
-    let options = help.lines().map(str::trim).filter(|line| line.starts_with('-') && !line.starts_with("- "));
+    let options =
+        help.lines().map(str::trim).filter(|line| line.starts_with('-') && !line.starts_with("- "));
     // What an option does may stand behind it, after two spaces.
     let options = options.map(|line| line.split("  ").next().unwrap_or(line));
     options.map(|line| line.replace(',', "").replace(['<', '>'], "").replace("...", "")).collect()
