@@ -26,7 +26,8 @@ const SCREEN: (usize, usize) = (60, 80);
 const SHORT: usize = 30;
 
 /// What starts the filters.
-const COMMANDS: [&str; 3] = ["criu-image-streamer", "criu-checkpoint", "criu-restore"];
+const COMMANDS: [&str; 4] =
+    ["criu-image-streamer", "criu-checkpoint", "criu-restore", "criu-migrate"];
 
 fn programs() -> impl Iterator<Item = &'static str> {
     FILTERS.into_iter().chain(COMMANDS)
