@@ -3,7 +3,6 @@
 use crate::inherit;
 use crate::pipe::Pipe;
 use nix::errno::Errno;
-use nix::sys::prctl;
 use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::{SigHandler, SigSet, Signal, raise, signal};
 use nix::sys::wait::{Id, WaitPidFlag, waitid};
@@ -101,25 +100,18 @@ pub fn in_a_new_session(command: &mut Command) {
     unsafe { command.pre_exec(detach) };
 }
 
-/// Has the program end, by SIGTERM, if the thread that starts it is killed.
-pub fn ending_with_us(command: &mut Command) {
+/// Starts the program so that it is told by SIGTERM when the thread that has started it dies.
+pub fn with_us(command: &mut Command) {
     let us = getpid();
-    let end_with_us = move || {
-        prctl::set_pdeathsig(Signal::SIGTERM)?;
+    let follow = move || {
+        set_pdeathsig(Signal::SIGTERM)?;
         match getppid() == us {
             true => Ok(()),
-            // It was killed before it could be watched.
+            // It has died before that could be told.
             false => Err(io::ErrorKind::BrokenPipe.into()),
         }
     };
     // SAFETY: between fork and exec it makes two system calls, without memory.
-    unsafe { command.pre_exec(end_with_us) };
-}
-
-/// Starts the program so that it is told by SIGTERM when the thread that has started it dies.
-pub fn with_us(command: &mut Command) {
-    let follow = || set_pdeathsig(Signal::SIGTERM).map_err(io::Error::from);
-    // SAFETY: between fork and exec it makes one system call, without memory.
     unsafe { command.pre_exec(follow) };
 }
 
