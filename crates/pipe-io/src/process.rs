@@ -3,7 +3,7 @@
 use crate::inherit;
 use crate::pipe::Pipe;
 use nix::errno::Errno;
-use nix::sys::prctl::set_pdeathsig;
+use nix::sys::prctl::{set_dumpable, set_pdeathsig};
 use nix::sys::signal::{SigHandler, SigSet, Signal, raise, signal};
 use nix::sys::wait::{Id, WaitPidFlag, waitid};
 use nix::unistd::{Pid, getpid, getppid, setsid};
@@ -137,7 +137,7 @@ fn ignore(number: Signal) -> nix::Result<()> {
 /// Ends this process by a signal, as another one has ended by it, without a core of our own. Returns
 /// where that is not possible: the first process of a PID namespace survives its own signals.
 pub fn die_of(number: Signal) {
-    let _ = prctl::set_dumpable(false);
+    let _ = set_dumpable(false);
     // Rust has a handler for some.
     // SAFETY: the default action is no handler.
     let _ = unsafe { signal(number, SigHandler::SigDfl) };
