@@ -38,7 +38,7 @@ pages := $(wildcard man/*.1 man/*.5 man/*.7)
 # With their folders, as they refer to each other.
 documents := $(wildcard README.md SECURITY.md CHANGELOG.md LICENSE docs/*.md docs/figures/*.svg contrib/sysctl.d/*.conf)
 
-.PHONY: all completions bench bench-plot demo check check-dependencies check-load check-packages fault-matrix fuzz install install-strip uninstall dist deb rpm clean
+.PHONY: all completions bench bench-plot demo check check-dependencies check-kernels check-load check-packages fault-matrix fuzz install install-strip uninstall dist deb rpm clean
 
 all:
 	$(CARGO) build --release --locked $(filters:%=--package %)
@@ -68,11 +68,17 @@ check-dependencies:
 fuzz:
 	@fuzz/run
 
-# What takes minutes: 100,000 files, 64 GiB, 200 dumps and restores with a real CRIU (as root).
+# What takes minutes: 100,000 files, 64 GiB, 1,000 cases of chaos, 200 dumps and restores with a real
+# CRIU (as root).
 check-load:
 	$(CARGO) build --release --workspace --locked
 	$(CARGO) test --release --locked -p tests --test load -- --ignored --nocapture --test-threads 1
+	$(CARGO) test --release --locked -p tests --test chaos -- --ignored --nocapture
 	CRIU="$$(contrib/get-criu)" $(CARGO) test --release --locked -p tests --test real-criu -- --ignored --nocapture
+
+# What depends on the kernel, on Debian's 5.10, 6.1 and 6.12, booted under qemu.
+check-kernels:
+	tests/kernels/check
 
 # Options are in the environment: see `bench help`. Only root can use a real CRIU.
 bench:

@@ -27,17 +27,32 @@ pub(crate) enum Pipes {
 pub(crate) enum Work {
     /// The stand-in for CRIU dumps.
     Dump(Dump),
+    /// The stand-in for CRIU dumps through the page server, to one reader.
+    Pages(Take),
     /// The stand-in for CRIU restores.
     Restore(Restore),
     /// The real CRIU dumps a process that goes on.
     RealDump,
     /// The real CRIU restores a process that it has dumped before.
-    RealRestore,
+    RealRestore(Arrival),
     /// The same, until the process goes on.
     RealStart,
     /// The same from one file, until all memory is there.
     RealFill,
 }
+
+/// How the image of a real restore arrives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Arrival {
+    /// It is there, in a tmpfs.
+    There,
+    /// So many bytes a second, all shards together.
+    Network(u64),
+}
+
+/// What the network of [`Arrival::Network`] brings, in bytes a second: slower than CRIU fills
+/// memory, as it mostly is.
+pub(crate) const NETWORK: u64 = 500_000_000;
 
 /// A dump by the stand-in.
 #[derive(Clone, Copy, Debug)]
@@ -121,6 +136,16 @@ pub(crate) const CASES: &[Case] = &[
         dump(Shape::SmallFiles, 4, Take::Splice),
     ),
     case(
+        "page-capture-splice",
+        "Page server's connection as one stream, a reader that splices to /dev/null",
+        Work::Pages(Take::Splice),
+    ),
+    case(
+        "page-capture-read",
+        "Page server's connection as one stream, a reader that reads",
+        Work::Pages(Take::Read),
+    ),
+    case(
         "restore-1",
         "Restore from one stream, from a plain writer",
         restore(Shape::Process, Source::Writers(1)),
@@ -169,7 +194,16 @@ pub(crate) const CASES: &[Case] = &[
         pipes: Pipes::Small,
     },
     case("criu-dump", "The real CRIU dumps a process that goes on, as 4 shards", Work::RealDump),
-    case("criu-restore", "The real CRIU restores, from 4 shards in tmpfs", Work::RealRestore),
+    case(
+        "criu-restore",
+        "The real CRIU restores, from 4 shards in tmpfs",
+        Work::RealRestore(Arrival::There),
+    ),
+    case(
+        "criu-arrival",
+        "The real CRIU restores, from 4 shards that arrive at 500 MB/s together",
+        Work::RealRestore(Arrival::Network(NETWORK)),
+    ),
     case("criu-start", "The real CRIU restores, until the process goes on", Work::RealStart),
     case("criu-fill", "The real CRIU restores, until all memory is there", Work::RealFill),
 ];
@@ -203,6 +237,8 @@ pub(crate) enum Contender {
     SmallPages,
     /// The filters, with the shards kept as files in a tmpfs.
     Kept,
+    /// The filters, and one of the shards holds the metadata: CRIU begins with that.
+    Early,
     /// The filters, with a tenth of the memory.
     Tenth,
     /// The program that `PEER` names.
@@ -220,14 +256,17 @@ impl Contender {
         match (self, work) {
             (Contender::Bare, Work::Dump(Dump { shape: Shape::SmallFiles, .. })) => "bare protocol",
             (Contender::Bare, Work::Restore(Restore { source: Source::File, .. })) => "bare file",
+            (Contender::Bare, Work::Pages(_)) => "bare socket and pipe",
             (Contender::Bare, _) => "bare pipe",
             (Contender::Cat, _) => "cat",
             (Contender::Criu, _) => "criu, files in tmpfs",
             (Contender::Peer, _) => "criu-image-streamer",
             (Contender::Kept, _) => "capture|split to tmpfs",
+            (Contender::Early, _) => "the same, metadata first",
             (Contender::Tenth, _) => "image-serve --lazy, a tenth",
             (Contender::Filters, Work::RealStart | Work::RealFill) => "image-serve --lazy",
             (Contender::Filters, Work::Dump(Dump { shards: 1, .. })) => "criu-sock-capture",
+            (Contender::Filters, Work::Pages(_)) => "criu-page-capture",
             (Contender::Filters, Work::Dump(_) | Work::RealDump) => "capture|split",
             (Contender::Filters, Work::Restore(restore)) if restore.shards() == 1 => "image-serve",
             (Contender::Filters, _) => "merge|serve",
@@ -251,7 +290,7 @@ impl Work {
     /// Whether it takes the real CRIU.
     pub(crate) fn is_real(&self) -> bool {
         use Work::{RealDump, RealFill, RealRestore, RealStart};
-        matches!(self, RealDump | RealRestore | RealStart | RealFill)
+        matches!(self, RealDump | RealRestore(_) | RealStart | RealFill)
     }
 
     /// What takes seconds for what others do in tenths has no more rounds than this.
@@ -261,20 +300,21 @@ impl Work {
     pub(crate) fn rounds_max(&self) -> usize {
         match self {
             Work::RealDump
-            | Work::RealRestore
+            | Work::RealRestore(_)
             | Work::RealStart
             | Work::RealFill
             | Work::Restore(Restore { source: Source::Stores, .. }) => Work::SLOW_ROUNDS_MAX,
-            Work::Dump(_) | Work::Restore(_) => usize::MAX,
+            Work::Dump(_) | Work::Pages(_) | Work::Restore(_) => usize::MAX,
         }
     }
 
     /// Who competes, given whether there is a peer.
     pub(crate) fn contenders(&self, has_peer: bool) -> Vec<Contender> {
-        use Contender::{Bare, Cat, Criu, Filters, Kept, Memory, Peer, SmallPages, Tenth};
+        use Contender::{Bare, Cat, Criu, Early, Filters, Kept, Memory, Peer, SmallPages, Tenth};
 
         let all: &[Contender] = match self {
             Work::Dump(Dump { shape: Shape::SmallFiles, .. }) => &[Bare, Filters, Peer],
+            Work::Pages(_) => &[Bare, Filters],
             Work::Restore(Restore { shape: Shape::SmallFiles, .. }) => &[Filters, Peer],
             Work::Restore(Restore { source: Source::Stores, .. }) => &[SmallPages, Memory, Filters],
             // With more shards or files `cat` would do just the same again.
@@ -284,7 +324,8 @@ impl Work {
             }
             Work::Dump(_) | Work::Restore(_) => &[Bare, Filters, Peer],
             Work::RealDump => &[Criu, Filters, Kept, Peer],
-            Work::RealRestore => &[Criu, Filters, Peer],
+            Work::RealRestore(Arrival::There) => &[Criu, Filters, Early, Peer],
+            Work::RealRestore(Arrival::Network(_)) => &[Filters, Early, Peer],
             Work::RealStart => &[Criu, Filters, Tenth],
             Work::RealFill => &[Criu, Filters],
         };

@@ -1,7 +1,7 @@
 //! The real CRIU.
 
 use crate::Error;
-use crate::cases::{Contender, Work};
+use crate::cases::{Arrival, Contender, Work};
 use crate::cleanup::{self, Undo};
 use crate::hog;
 use crate::machine::memory_available;
@@ -17,7 +17,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::waitpid;
 use nix::unistd::{Pid, Uid};
 use std::fs::{self, File};
-use std::io;
+use std::io::{self, Read, Write};
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -85,18 +85,22 @@ impl RealCriu<'_> {
         let images = images.path();
         let streamer = match (contender, &self.options.peer) {
             (Contender::Peer, Some(path)) => Streamer::Peer(path),
+            (Contender::Early, _) => Streamer::MetadataFirst,
             _ => Streamer::Filters,
         };
         match (work, contender) {
-            (Work::RealRestore, Contender::Criu) => {
+            (Work::RealRestore(_), Contender::Criu) => {
                 self.dump_to_directory(images, &[])?;
                 self.reap()?;
                 self.restore_from_directory(images)
             }
-            (Work::RealRestore, _) => {
+            (Work::RealRestore(arrival), _) => {
                 self.dump_to_files(streamer, images, &[])?;
                 self.reap()?;
-                self.restore_from_files(streamer, images)
+                match arrival {
+                    Arrival::There => self.restore_from_files(streamer, images),
+                    Arrival::Network(rate) => self.restore_as_it_comes(streamer, images, *rate),
+                }
             }
             (Work::RealStart | Work::RealFill, Contender::Tenth) => {
                 RealCriu::of_size(self.options, self.megabytes / 10)?.run(work, &Contender::Filters)
@@ -199,6 +203,27 @@ impl RealCriu<'_> {
         self.checked(Round { wall_seconds: start.elapsed().as_secs_f64(), ..round })
     }
 
+    /// The clock starts with the first byte of the image.
+    fn restore_as_it_comes(
+        &self,
+        streamer: Streamer<'_>,
+        images: &Path,
+        rate: u64,
+    ) -> Result<Round, Error> {
+        thread::scope(|scope| {
+            let mut inputs = Vec::new();
+            let start = Instant::now();
+            for file in shards(images, |path| File::open(path))? {
+                let (read, write) = pipes::pipe()?;
+                scope.spawn(move || arrive(file.into(), write.into(), rate / SHARDS as u64, start));
+                inputs.push(read);
+            }
+            let started = streamer.serve(images, inputs, Store::Auto)?;
+            let round = self.with_criu(started, "restore", images, &[])?;
+            self.checked(Round { wall_seconds: start.elapsed().as_secs_f64(), ..round })
+        })
+    }
+
     /// Lets CRIU work with a streamer until both have ended.
     fn with_criu(
         &self,
@@ -258,6 +283,25 @@ impl Drop for RealCriu<'_> {
         cleanup::now(&Undo::Kill(self.pid));
         let _ = kill(self.pid, Signal::SIGKILL);
         let _ = waitpid(self.pid, None);
+    }
+}
+
+/// Brings a shard at so many bytes a second.
+fn arrive(mut shard: File, mut to: File, rate: u64, start: Instant) -> io::Result<()> {
+    /// What comes at once: a few milliseconds' worth.
+    const PIECE: usize = 256 << 10;
+
+    let mut buffer = vec![0; PIECE];
+    let mut come = 0;
+    loop {
+        let read = shard.read(&mut buffer)?;
+        if read == 0 {
+            return Ok(());
+        }
+        come += read as u64;
+        let due = Duration::from_secs_f64(come as f64 / rate as f64);
+        thread::sleep(due.saturating_sub(start.elapsed()));
+        to.write_all(&buffer[..read])?;
     }
 }
 

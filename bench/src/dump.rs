@@ -35,6 +35,7 @@ pub(crate) fn run(bench: &Bench, dump: &Dump, contender: &Contender) -> Result<R
         }
         Contender::Criu
         | Contender::Kept
+        | Contender::Early
         | Contender::Tenth
         | Contender::Memory
         | Contender::SmallPages => Err("takes no part in this case".into()),

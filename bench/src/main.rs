@@ -23,6 +23,7 @@ mod markdown;
 mod measure;
 mod memory;
 mod options;
+mod pages;
 mod pipes;
 mod plot;
 mod process;

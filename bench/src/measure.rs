@@ -7,7 +7,7 @@ use crate::machine::Machine;
 use crate::memory::{Memory, PAGE};
 use crate::options::{Options, output_directory};
 use crate::results::{CaseResults, ContenderResults, Median, Results, Round, SettingResults};
-use crate::{apart, cleanup, dump, report, restore, setting};
+use crate::{apart, cleanup, dump, pages, report, restore, setting};
 use std::cell::Cell;
 use std::fs;
 use std::process::ExitCode;
@@ -124,6 +124,7 @@ impl Bench {
         match (&case.work, real) {
             _ if case.pipes == Pipes::Small => apart::run(self, case, contender),
             (Work::Dump(dump), _) => dump::run(self, dump, contender),
+            (Work::Pages(take), _) => pages::run(self, *take, contender),
             (Work::Restore(restore), _) => restore::run(self, restore, contender),
             (work, Some(criu)) => criu.run(work, contender),
             (_, None) => Err("no CRIU".into()),

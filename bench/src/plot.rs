@@ -1,6 +1,7 @@
 //! The figures of docs/performance.md: bars for every case, one figure a measure and setting.
 
 use crate::Error;
+use crate::cases;
 use crate::markdown;
 use crate::options::output_directory;
 use crate::report;
@@ -45,6 +46,11 @@ pub(crate) fn run(docs: &Path) -> Result<ExitCode, Error> {
             fs::write(&path, draw(setting, measure))?;
             println!("{}", path.display());
         }
+    }
+    if let Some(setting) = results.settings.last() {
+        let path = figures.join("arrival.svg");
+        fs::write(&path, arrival(setting))?;
+        println!("{}", path.display());
     }
     markdown::fill(&docs.join("performance.md"), &results)?;
     Ok(ExitCode::SUCCESS)
@@ -94,14 +100,53 @@ fn draw(setting: &SettingResults, measure: &Measure) -> String {
     );
     let mut head = String::new();
     text(&mut head, 12, 28, "class=\"title\"", &title);
+    svg(&title, y, &(head + &body))
+}
+
+fn svg(title: &str, height: usize, body: &str) -> String {
     format!(
-        "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH} {y}\" role=\"img\" \
+        "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH} {height}\" role=\"img\" \
          aria-label=\"{}\">\n\
          <style>text{{font:12px sans-serif;fill:#222}}.case{{font-weight:bold}}\
          .title{{font-size:16px}}</style>\n\
-         <rect width=\"{WIDTH}\" height=\"{y}\" fill=\"#fff\"/>\n{head}{body}</svg>\n",
-        escape(&title)
+         <rect width=\"{WIDTH}\" height=\"{height}\" fill=\"#fff\"/>\n{body}</svg>\n",
+        escape(title)
     )
+}
+
+/// A restore whose image arrives, beside the two that its time is made of: their sum, or the longer
+/// of them.
+fn arrival(setting: &SettingResults) -> String {
+    let mut bars: Vec<(String, f64, &str)> = Vec::new();
+    let named = |name: &str| setting.cases.iter().find(|case| case.name == name);
+    let alone = named("criu-restore").into_iter().flat_map(|case| &case.contenders).take(1);
+    let arriving = named("criu-arrival").into_iter().flat_map(|case| &case.contenders);
+    if let Some(round) = arriving.clone().find_map(|contender| contender.rounds.first()) {
+        let arrival = round.bytes as f64 / cases::NETWORK as f64;
+        bars.push(("the image arrives".into(), arrival, "#b0b0b0"));
+    }
+    for contender in alone.chain(arriving) {
+        if let Some(median) = &contender.median {
+            bars.push((contender.name.clone(), median.wall_seconds, colour(contender)));
+        }
+    }
+    let largest = bars.iter().map(|(_, seconds, _)| *seconds).fold(f64::MIN_POSITIVE, f64::max);
+    let title = "Seconds until a process is restored whose image arrives at 500 MB/s";
+    let mut body = String::new();
+    text(&mut body, 12, 28, "class=\"title\"", title);
+    let mut y = TOP;
+    for (name, seconds, colour) in &bars {
+        let length = seconds / largest * (WIDTH - LEFT - RIGHT) as f64;
+        text(&mut body, LEFT - 8, y + 11, "text-anchor=\"end\"", name);
+        let _ = writeln!(
+            body,
+            "<rect x=\"{LEFT}\" y=\"{y}\" width=\"{length:.1}\" height=\"{}\" fill=\"{colour}\"/>",
+            BAR - 2
+        );
+        text(&mut body, LEFT + length as usize + 6, y + 11, "", &format!("{seconds:.2}"));
+        y += BAR + 6;
+    }
+    svg(title, y + GAP - BAR, &body)
 }
 
 fn bars<'a>(case: &'a CaseResults, measure: &Measure) -> Vec<(&'a ContenderResults, f64)> {

@@ -34,7 +34,7 @@ pub(crate) fn run(bench: &Bench, restore: &Restore, contender: &Contender) -> Re
             let path = bench.options.peer.as_deref().ok_or("no PEER")?;
             streamer(bench, restore, &image, Streamer::Peer(path), Store::Auto)
         }
-        Contender::Criu | Contender::Kept | Contender::Tenth => {
+        Contender::Criu | Contender::Kept | Contender::Early | Contender::Tenth => {
             Err("takes no part in this case".into())
         }
     }

@@ -13,6 +13,8 @@ use std::path::Path;
 pub(crate) enum Streamer<'a> {
     /// The filters of this workspace.
     Filters,
+    /// The same, and one of the shards holds the metadata.
+    MetadataFirst,
     /// criu-image-streamer, or what has its command line.
     Peer(&'a Path),
 }
@@ -44,16 +46,18 @@ impl Streamer<'_> {
                 let outputs = outputs.map_or_else(|many| many, Vec::from);
                 vec![peer(path, directory, outputs, report).arg("capture")]
             }
-            (Streamer::Filters, Ok([output])) => {
+            (Streamer::Filters | Streamer::MetadataFirst, Ok([output])) => {
                 vec![socket_filter("criu-sock-capture", directory, report)?.stdout(output)]
             }
-            (Streamer::Filters, Err(outputs)) => {
+            (Streamer::Filters | Streamer::MetadataFirst, Err(outputs)) => {
                 let (read, write) = pipes::pipe()?;
                 let report_too = report.try_clone()?;
-                vec![
-                    socket_filter("criu-sock-capture", directory, report)?.stdout(write),
-                    shard_filter("shard-split", outputs, report_too)?.stdin(read),
-                ]
+                let split = shard_filter("shard-split", outputs, report_too)?.stdin(read);
+                let split = match self {
+                    Streamer::MetadataFirst => split.arg("--metadata-first"),
+                    _ => split,
+                };
+                vec![socket_filter("criu-sock-capture", directory, report)?.stdout(write), split]
             }
         };
         Started::start(programs, progress)
@@ -79,10 +83,10 @@ impl Streamer<'_> {
                 let inputs = inputs.map_or_else(|many| many, Vec::from);
                 vec![peer(path, directory, inputs, report).arg("serve")]
             }
-            (Streamer::Filters, Ok([input])) => {
+            (Streamer::Filters | Streamer::MetadataFirst, Ok([input])) => {
                 vec![store.of(socket_filter("image-serve", directory, report)?).stdin(input)]
             }
-            (Streamer::Filters, Err(inputs)) => {
+            (Streamer::Filters | Streamer::MetadataFirst, Err(inputs)) => {
                 let (read, write) = pipes::pipe()?;
                 let report_too = report.try_clone()?;
                 vec![

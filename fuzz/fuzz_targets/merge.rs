@@ -1,5 +1,5 @@
 //! The merge of a set of shards. The bytes say how an image is dealt out, whether the shards tell
-//! their identity, and what then happens to them: pieces are lost, repeated, moved and changed.
+//! their identity or hold the metadata in one of them, and what then happens to them: pieces are lost, repeated, moved and changed.
 //! What is merged is the image that the tests' own reader finds; what is refused has no end.
 #![no_main]
 
@@ -14,7 +14,7 @@ use std::fs::File;
 use std::io::{Read, Seek, Write};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use tests::malformed::mutate;
+use tests::malformed::{metadata_first, mutate};
 use tests::stream::{Body, Writer, deal, looks_complete, read_shards, read_stream};
 
 /// A shard is at most so long, in bytes: what an empty pipe takes.
@@ -103,8 +103,9 @@ fn raw(choices: &mut Choices<'_>) -> Vec<Vec<u8>> {
 fn mutated(choices: &mut Choices<'_>) -> Vec<Vec<u8>> {
     let count = 1 + choices.below(4);
     let stream = image(choices);
-    let mut shards = match choices.below(2) {
+    let mut shards = match choices.below(3) {
         0 => deal(&stream, count, |_| choices.below(count)),
+        1 => metadata_first(1 + count, |end| choices.below(end)),
         _ => identified(choices, count),
     };
     for _ in 0..choices.below(4) {

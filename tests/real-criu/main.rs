@@ -6,15 +6,19 @@
 
 mod bench;
 mod command;
+mod containers;
 mod criu;
 mod pipeline;
 mod stamper;
 mod victim;
 
+mod chaos;
 mod cycles;
 mod directory;
 mod failures;
+mod kernels;
 mod lazy;
+mod metadata_first;
 mod migration;
 mod page_server;
 mod runs;

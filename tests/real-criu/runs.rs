@@ -5,6 +5,7 @@ use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 
 use nix::sys::signal::{Signal, kill};
+use nix::sys::wait::{WaitPidFlag, waitpid};
 use nix::unistd::Pid;
 use std::os::unix::process::ExitStatusExt;
 
@@ -195,7 +196,11 @@ fn a_snapshot_brings_back_the_files_that_have_grown_since() {
     let pid = started(&messages(&bench));
     wait_until(&bench, now + 10);
     kill(pid, Signal::SIGKILL).expect("kill the program");
-    wait_for("its end", || (!Path::new(&format!("/proc/{pid}")).exists()).then_some(()));
+    // It has become a child of this test, which is to reap it.
+    wait_for("its end", || {
+        let _ = waitpid(pid, Some(WaitPidFlag::WNOHANG));
+        (!Path::new(&format!("/proc/{pid}")).exists()).then_some(())
+    });
 
     let before = lines(&bench).len();
     let mut run = Run::start(&bench, &script);

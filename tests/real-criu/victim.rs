@@ -104,6 +104,15 @@ impl Victim {
         }
     }
 
+    /// Fails the test if one of its processes runs, and frees their numbers.
+    pub(crate) fn must_be_gone(&self, dumped: &Statuses, case: &str) {
+        // Those that have ended are only zombies: a parent's end makes its children this process's.
+        let pids = pids(dumped);
+        let runs = |pid: &i32| self.owns(*pid);
+        assert!(!pids.iter().any(runs), "{case}: {pids:?} run");
+        wait_for("the numbers of the dead", || pids.iter().all(|pid| is_gone(*pid)).then_some(()));
+    }
+
     /// Fails the test unless it accepts a connection on the port that it had,
     /// and answers with a count beyond the one at which it was `dumped`.
     fn must_answer_on_tcp(&self, dumped: &Statuses) {

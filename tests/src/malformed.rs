@@ -161,6 +161,64 @@ pub fn shard_sets() -> Vec<(String, Vec<Vec<u8>>)> {
     .into()
 }
 
+/// An image in `count` shards, the first of which holds the metadata; what it is, and where each
+/// piece goes, says `below`, which gives a number below the one that it is given.
+pub fn metadata_first(count: usize, mut below: impl FnMut(usize) -> usize) -> Vec<Vec<u8>> {
+    let mut set = Set { shards: vec![Writer::new(); count], begun: vec![false; count], seq: 0 };
+    for shard in 1..count {
+        set.put(shard, &Body::Filename(b"cpuinfo.img".to_vec()), b"");
+    }
+    for index in 0..below(6) {
+        let name = Body::Filename(format!("pages-{index}.img").into_bytes());
+        set.put(0, &name, b"");
+        for _ in 0..below(4) {
+            if below(2) == 0 {
+                set.small(&format!("core-{}.img", below(3)), &vec![b'c'; below(300)]);
+            }
+            // Whoever reads these shards alone must know what the data is of.
+            set.put(1 + below(count - 1), &name, b"");
+            for _ in 0..below(3) {
+                let data = vec![b'p'; 1 + below(5000)];
+                set.put(1 + below(count - 1), &Body::FileData(data.len() as u32), &data);
+            }
+        }
+        set.put(1 + below(count - 1), &name, b"");
+        set.put(1 + below(count - 1), &Body::FileEof, b"");
+    }
+    set.small("cpuinfo.img", b"cpu");
+    set.small("inventory.img", b"all");
+    set.put(below(count), &Body::ImageEof, b"");
+    set.shards.into_iter().map(Writer::finish).collect()
+}
+
+/// Shards that are being written.
+struct Set {
+    shards: Vec<Writer>,
+    /// Which of them have said what they are.
+    begun: Vec<bool>,
+    seq: u64,
+}
+
+impl Set {
+    fn put(&mut self, shard: usize, body: &Body, payload: &[u8]) {
+        let of = self.shards.len() as u64;
+        let writer = std::mem::take(&mut self.shards[shard]).seq(self.seq);
+        let written = match std::mem::replace(&mut self.begun[shard], true) {
+            true => writer.marker(body),
+            false => writer.split_marker(body, shard as u64, of, shard == 0),
+        };
+        self.shards[shard] = written.raw(payload);
+        self.seq += 1;
+    }
+
+    /// A whole file, in the metadata shard.
+    fn small(&mut self, name: &str, content: &[u8]) {
+        self.put(0, &Body::Filename(name.as_bytes().to_vec()), b"");
+        self.put(0, &Body::FileData(content.len() as u32), content);
+        self.put(0, &Body::FileEof, b"");
+    }
+}
+
 /// Does something to a set of shards: loses, repeats, cuts, joins, swaps or changes. What, says
 /// `below`, which gives a number below the one that it is given.
 pub fn mutate(shards: &mut Vec<Vec<u8>>, mut below: impl FnMut(usize) -> usize) {

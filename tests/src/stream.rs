@@ -355,6 +355,21 @@ impl Writer {
         self.protobuf(&protobuf)
     }
 
+    /// The same for a shard of some split, which may be the metadata shard.
+    pub fn split_marker(self, body: &Body, shard: u64, of: u64, metadata: bool) -> Self {
+        let mut protobuf = encode(self.seq, body);
+        for field in [100, 106] {
+            put_varint(&mut protobuf, field << 3 | 2);
+            put_varint(&mut protobuf, 16);
+            protobuf.extend_from_slice(&[field as u8; 16]);
+        }
+        for (field, value) in [(101, shard), (102, of), (104, u64::from(metadata))] {
+            put_varint(&mut protobuf, field << 3);
+            put_varint(&mut protobuf, value);
+        }
+        self.protobuf(&protobuf)
+    }
+
     /// These bytes, as they are.
     pub fn raw(mut self, bytes: &[u8]) -> Self {
         self.bytes.extend_from_slice(bytes);

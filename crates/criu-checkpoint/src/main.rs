@@ -38,7 +38,7 @@ struct Args {
     #[arg(short = 'R', long)]
     leave_running: bool,
 
-    /// Give up, and let the tree run on, after so long [3600]
+    /// Give up after so long: the tree runs on [3600]
     #[arg(
         long,
         value_name = "SECONDS",
@@ -81,8 +81,14 @@ struct Args {
     #[arg(long, value_name = "COMMAND", help_heading = "Image", verbatim_doc_comment)]
     verify: Option<String>,
 
-    /// Have CRIU leave its logs in DIR [a temporary directory]
-    #[arg(short = 'D', long, value_name = "DIR", help_heading = "Reporting")]
+    /// Have CRIU leave its logs in DIR [none stay]
+    #[arg(
+        short = 'D',
+        long,
+        value_name = "DIR",
+        allow_hyphen_values = true,
+        help_heading = "Reporting"
+    )]
     images_dir: Option<PathBuf>,
 
     /// Write the result as a line of JSON to stdout

@@ -11,11 +11,14 @@ use cli::{Cleanup, Program};
 use criu_protocol::page_server::{Command, HEADER_MIN, Layout, is_believed};
 use criu_protocol::{is_allowed, listen_at, page_size};
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
+use nix::sys::socket::{setsockopt, sockopt};
 use pipe_io::Endpoint;
+use std::collections::HashMap;
 use std::ffi::OsString;
 use std::fmt;
+use std::hash::Hash;
 use std::io::{self, ErrorKind};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
@@ -69,9 +72,20 @@ enum Listener {
     ),
 }
 
+/// What has connected.
+struct Arrival {
+    socket: OwnedFd,
+    /// The machine that it comes from, as far as that is known.
+    from: Option<IpAddr>,
+    /// Whether it may be CRIU, by whose it is.
+    is_believed: bool,
+}
+
 #[derive(Debug)]
 struct Candidate {
     socket: Endpoint,
+    /// The machine that it comes from, as far as that is known.
+    from: Option<IpAddr>,
     received: Vec<u8>,
 }
 
@@ -85,7 +99,8 @@ enum Verdict {
     Stranger(Error),
 }
 
-/// More are not heard at once. One that says nothing makes room for the next.
+/// More are not heard at once. CRIU connects, and says nothing until it has come to memory: so where
+/// there are too many, one of a machine that has the most of them makes room for the next.
 const CANDIDATES_MAX: usize = 64;
 
 impl Entrance {
@@ -121,7 +136,7 @@ impl Entrance {
                     .map_err(|errno| Error::System(errno.into()))?;
                 entrance.word = Some(theirs.as_raw_fd().to_string());
                 entrance.for_command = Some(theirs);
-                entrance.candidates.push(Candidate::new(ours)?);
+                entrance.candidates.push(Candidate::new(ours, None)?);
             }
         }
         Ok(entrance)
@@ -156,7 +171,7 @@ impl Entrance {
                 match candidate.hear() {
                     Verdict::Open => {}
                     Verdict::Criu(layout) => {
-                        let Candidate { socket, received } = self.candidates.swap_remove(index);
+                        let Candidate { socket, received, .. } = self.candidates.swap_remove(index);
                         return Ok(Wire::new(socket, layout, page_size(), received));
                     }
                     Verdict::Stranger(error) if self.listener.is_none() => return Err(error),
@@ -173,15 +188,15 @@ impl Entrance {
     /// Takes the connections that are there.
     fn accept(&mut self) -> Result<(), Error> {
         let Some(listener) = &self.listener else { return Ok(()) };
-        while let Some((socket, is_believed)) = listener.accept()? {
-            if !is_believed {
+        while let Some(arrival) = listener.accept()? {
+            if !arrival.is_believed {
                 self.program.note("a connection is another user's");
                 continue;
             }
-            if self.candidates.len() >= CANDIDATES_MAX {
-                self.candidates.remove(0);
+            self.candidates.push(Candidate::new(arrival.socket, arrival.from)?);
+            if self.candidates.len() > CANDIDATES_MAX {
+                self.candidates.remove(most_frequent(self.candidates.iter().map(|it| it.from)));
             }
-            self.candidates.push(Candidate::new(socket)?);
         }
         Ok(())
     }
@@ -195,17 +210,19 @@ impl Listener {
         }
     }
 
-    /// The next connection, if there is one, and whether it may be CRIU's.
-    fn accept(&self) -> Result<Option<(OwnedFd, bool)>, Error> {
+    /// The next connection, if there is one.
+    fn accept(&self) -> Result<Option<Arrival>, Error> {
         loop {
             let accepted = match self {
-                Listener::Tcp(listener) => listener.accept().map(|(stream, peer)| {
-                    let believed = stream.local_addr().is_ok_and(|local| is_believed(peer, local));
-                    (OwnedFd::from(at_once(stream)), believed)
+                Listener::Tcp(listener) => listener.accept().map(|(stream, peer)| Arrival {
+                    is_believed: stream.local_addr().is_ok_and(|local| is_believed(peer, local)),
+                    socket: prepared(stream).into(),
+                    from: Some(peer.ip().to_canonical()),
                 }),
-                Listener::Unix(listener, _) => listener.accept().map(|(stream, _)| {
-                    let believed = is_allowed(&stream).unwrap_or(false);
-                    (OwnedFd::from(stream), believed)
+                Listener::Unix(listener, _) => listener.accept().map(|(stream, _)| Arrival {
+                    is_believed: is_allowed(&stream).unwrap_or(false),
+                    socket: stream.into(),
+                    from: None,
                 }),
             };
             match accepted {
@@ -220,17 +237,26 @@ impl Listener {
     }
 }
 
-/// Answers are a few bytes, for which CRIU waits.
-fn at_once(stream: TcpStream) -> TcpStream {
+/// Answers are a few bytes, for which CRIU waits; and a machine that has gone is noticed some time.
+fn prepared(stream: TcpStream) -> TcpStream {
     let _ = stream.set_nodelay(true);
+    let _ = setsockopt(&stream, sockopt::KeepAlive, &true);
     stream
 }
 
+/// The first of those that are most alike.
+fn most_frequent<T: Copy + Eq + Hash>(values: impl Iterator<Item = T> + Clone) -> usize {
+    let mut counts = HashMap::new();
+    values.clone().for_each(|value| *counts.entry(value).or_insert(0) += 1);
+    let most = counts.values().max().copied();
+    values.into_iter().position(|value| counts.get(&value).copied() == most).unwrap_or(0)
+}
+
 impl Candidate {
-    fn new(socket: impl Into<OwnedFd>) -> Result<Candidate, Error> {
+    fn new(socket: impl Into<OwnedFd>, from: Option<IpAddr>) -> Result<Candidate, Error> {
         let socket =
             Endpoint::new(socket.into()).map_err(|error| Error::System(io::Error::other(error)))?;
-        Ok(Candidate { socket, received: Vec::new() })
+        Ok(Candidate { socket, from, received: Vec::new() })
     }
 
     /// Receives what is there of the first command.
@@ -274,6 +300,12 @@ impl fmt::Display for Address {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_one_who_comes_most_often_makes_room() {
+        assert_eq!(most_frequent([1, 2, 3, 2].iter()), 1);
+        assert_eq!(most_frequent([7, 8, 9].iter()), 0);
+    }
 
     #[test]
     fn a_port_alone_is_of_this_machine_alone() {

@@ -58,7 +58,8 @@ fn capture(args: Args, whence: Whence, stdout: Endpoint, progress: Progress) -> 
             around: &mut around,
             output,
             progress,
-            holds_parent: args.parent.is_some(),
+            id: image_id,
+            parent: args.parent,
             end_at_inventory: args.end_at_inventory,
             order: Order::default(),
             incoming: None,
@@ -69,6 +70,7 @@ fn capture(args: Args, whence: Whence, stdout: Endpoint, progress: Progress) -> 
         capture.run()?;
         let Capture { output, progress, .. } = capture;
         output.finish()?;
+        around.files.note_image(image_id)?;
         progress.finished(&counters);
         Ok(())
     });

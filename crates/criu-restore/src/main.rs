@@ -96,8 +96,14 @@ struct Args {
     )]
     time_limit: u32,
 
-    /// Have CRIU leave its logs in DIR [a temporary directory]
-    #[arg(short = 'D', long, value_name = "DIR", help_heading = "Reporting")]
+    /// Have CRIU leave its logs in DIR [none stay]
+    #[arg(
+        short = 'D',
+        long,
+        value_name = "DIR",
+        allow_hyphen_values = true,
+        help_heading = "Reporting"
+    )]
     images_dir: Option<PathBuf>,
 
     /// Write the result as a line of JSON to stdout

@@ -5,7 +5,7 @@ use crate::error::Error;
 use crate::{Args, NAME, write};
 use cli::{Counters, Descriptors, Failure, Place, Program, Progress, StreamOutput};
 use pipe_io::Endpoint;
-use pipe_io::inherit::Direction;
+use pipe_io::inherit::{Direction, raise_descriptor_limit};
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -32,6 +32,8 @@ fn combine(
     let counters = Arc::new(Counters::new(1));
     program.attend_signals(&counters).map_err(Error::System)?;
     program.confine();
+    // One for each image.
+    raise_descriptor_limit();
     let mut chain = Chain::default();
     for path in args.images {
         let (place, endpoint) = match stdin.take_if(|_| is_stdin(&path)) {

@@ -67,8 +67,9 @@ struct Args {
     verify: bool,
 
     /// Unpack an increment, too, which is not whole
-    #[arg(long, conflicts_with_all = ["list", "verify"])]
+    #[arg(long, hide_short_help = true, conflicts_with_all = ["list", "verify"])]
     increment: bool,
+
     /// With --verify: refuse an image that has another id
     ///
     /// The id is what criu-checkpoint gives its command as IMAGE_ID.
@@ -85,8 +86,7 @@ struct Args {
 
     /// Make the files with these permissions [600]
     ///
-    /// In octal. A container with a user namespace needs 644 to be restored:
-    /// then a directory above DIR must keep other users out.
+    /// In octal; 644 to restore a container with a user namespace.
     #[arg(
         long,
         value_name = "MODE",

@@ -9,7 +9,7 @@ use crate::store::Piece;
 use criu_protocol::is_memory;
 use pipe_io::Endpoint;
 use pipe_io::pipe::Pipe;
-use std::collections::{HashSet, VecDeque};
+use std::collections::VecDeque;
 use std::io::{self, ErrorKind, Read};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
@@ -21,8 +21,6 @@ use wire_format::FileName;
 /// What has come.
 #[derive(Debug)]
 pub(crate) enum Arrival {
-    /// A file begins.
-    Begins(FileName),
     /// More of a file.
     Piece(FileName, Piece),
     /// A file is complete.
@@ -63,8 +61,6 @@ pub(crate) struct Arrivals {
     due: VecDeque<Arrival>,
     /// Whether the image is whole.
     is_whole: bool,
-    /// The files that CRIU has asked for and was told not to exist.
-    pub(crate) denied: HashSet<FileName>,
 }
 
 /// The newest piece of memory that has come.
@@ -91,8 +87,7 @@ impl Arrivals {
         let rung = Arc::new(AtomicBool::new(false));
         let sink = Sink { sender, bell: ring, rung: Arc::clone(&rung) };
         thread::Builder::new().name("load".into()).spawn(move || load.go_on(sink))?;
-        let denied = HashSet::new();
-        Ok(Arrivals { receiver, bell, rung, newest, due: VecDeque::new(), is_whole: false, denied })
+        Ok(Arrivals { receiver, bell, rung, newest, due: VecDeque::new(), is_whole: false })
     }
 
     /// Call when it is readable, before [`Arrivals::next`] is asked for all that has come.
@@ -131,11 +126,6 @@ impl Arrivals {
                 Some(newest) if newest.name == name => newest.is_last = true,
                 _ => self.due.push_back(Arrival::Ends(name)),
             },
-            Arrival::Begins(name) => {
-                // It is replaced. If CRIU has any of it, that is refused.
-                self.newest.take_if(|newest| newest.name == name);
-                self.due.push_back(Arrival::Begins(name));
-            }
             Arrival::Whole => {
                 self.is_whole = true;
                 self.due.push_back(Arrival::Whole);

@@ -38,10 +38,8 @@ pub(crate) enum Error {
     Gone(FileName),
     /// CRIU has closed a file without having read any of it.
     Unread(FileName),
-    /// The image has a file after all that CRIU was told not to exist.
+    /// A file begins after all were said to have been named, and CRIU has begun.
     Late(FileName),
-    /// A file comes again, and CRIU was given the one before.
-    Replaced(FileName),
     /// CRIU has gone before all of the image had come.
     LeftEarly,
     /// CRIU has gone without having read the image.
@@ -113,11 +111,10 @@ impl fmt::Display for Error {
                 "CRIU: {name}: closed unread: CRIU has failed (see its log), or cannot read it \
                  from a pipe {FROM_DIRECTORY}"
             ),
-            Error::Late(name) => write!(f, "{name}: comes after all files were said to be named"),
-            Error::Replaced(name) => write!(f, "{name}: comes again after CRIU was given it"),
-            Error::LeftEarly => {
-                f.write_str("CRIU: hung up before all of the image was there: nothing was restored")
+            Error::Late(name) => {
+                write!(f, "{name}: begins after all files were said to have been named")
             }
+            Error::LeftEarly => f.write_str("CRIU: hung up before all of the image had come"),
             Error::NotRestored => {
                 f.write_str("CRIU: hung up without asking for inventory.img: nothing was restored")
             }

@@ -18,7 +18,7 @@ use wire_format::FileName;
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = "Serving")]
 pub(crate) struct LazyArgs {
-    /// Let the processes run before their memory is there
+    /// Let processes run before memory is there
     #[arg(long)]
     lazy: bool,
 

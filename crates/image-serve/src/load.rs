@@ -187,10 +187,13 @@ impl Load {
             None if self.open.contains_key(name) => {}
             None => {
                 let keep = self.keep == Some(name.as_str());
+                // CRIU may have been told that there is none, or have been given another.
+                if self.sink.is_some() {
+                    return Err(Error::Late(name.clone()));
+                }
                 // One of the same name is replaced, and if the new one does not come to its end
                 // the whole image is refused.
                 self.store.remove(name);
-                self.put(Arrival::Begins(name.clone()));
                 self.open.insert(name.clone(), Incoming::new(name.clone(), keep));
             }
         }

@@ -4,7 +4,7 @@ use crate::arrivals::{Arrival, Arrivals};
 use crate::error::Error;
 use crate::lazy::Lazy;
 use crate::outflow::{Outflow, Poured};
-use crate::store::{Found, Handed, Piece, Pieces, Store};
+use crate::store::{Found, Handed, Piece, Store};
 use cli::{Child, Counters, Progress};
 use criu_protocol::{Connection, Event, INVENTORY, Listener, ProtocolError, is_memory};
 use pipe_io::Endpoint;
@@ -308,6 +308,8 @@ impl Restore<'_> {
 
     /// Sees to it that CRIU can send one more pipe.
     fn spare_a_descriptor(&mut self) -> Result<(), Error> {
+        // Another thread may have taken what there was, for a pipe or for memory on demand.
+        self.has_room &= self.arrivals.is_none() && self.lazy.is_none();
         while !self.has_room {
             self.has_room = self.listener.as_fd().try_clone_to_owned().is_ok();
             if !self.has_room && !self.give_up_a_pipe().map_err(Error::System)? {
@@ -335,12 +337,7 @@ impl Restore<'_> {
                 self.begun |= name.as_str() == INVENTORY;
                 Some(file)
             }
-            Found::None => {
-                if let Some(arrivals) = &mut self.arrivals {
-                    arrivals.denied.insert(name.clone());
-                }
-                None
-            }
+            Found::None => None,
             Found::Gone => {
                 self.failed.get_or_insert_with(|| Error::Gone(name.clone()));
                 None
@@ -355,13 +352,6 @@ impl Restore<'_> {
         let mut is_whole = false;
         while let Some(arrival) = arrivals.next()? {
             match arrival {
-                Arrival::Begins(name) if arrivals.denied.contains(&name) => {
-                    return Err(Error::Late(name));
-                }
-                Arrival::Begins(name) if !self.store.remove(&name) => {
-                    return Err(Error::Replaced(name));
-                }
-                Arrival::Begins(name) => self.store.begin(name, Pieces::new()),
                 Arrival::Piece(name, piece) => self.deliver(&name, piece),
                 Arrival::Ends(name) => self.complete(&name),
                 Arrival::Failed(error) => return Err(error),

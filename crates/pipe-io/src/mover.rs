@@ -12,8 +12,8 @@ use std::io::{self, ErrorKind, Read, Write};
 /// in a pipe of the mover's own. A descriptor that cannot be spliced (opened with O_APPEND, or
 /// on an unusual file system) is read and written.
 ///
-/// What comes out of a pipe goes into a socket as a copy. The pages in a pipe may be the memory
-/// of a frozen process (CRIU puts them there by `vmsplice`), and a socket's queue would hold these
+/// What comes out of a pipe or a socket goes into a socket as a copy. The pages in it may be the
+/// memory of a frozen process (CRIU puts them there by `vmsplice`), and a socket's queue would hold these
 /// pages and not their contents, for as long as the peer does not read, whoever has exited
 /// meanwhile: after the process was resumed the peer got what it had written since (seen on Linux
 /// 6.18 with UNIX and TCP sockets, 32 of 32 pages).
@@ -114,7 +114,7 @@ impl Mover {
 
 /// Whether pages must not be passed on, but their contents: see [`Mover`].
 fn must_copy(from: &Endpoint, to: &Endpoint) -> bool {
-    from.kind() == Kind::Pipe && to.kind() == Kind::Socket
+    matches!(from.kind(), Kind::Pipe | Kind::Socket) && to.kind() == Kind::Socket
 }
 
 impl Scratch {
@@ -248,18 +248,23 @@ mod tests {
     }
 
     #[test]
-    fn a_socket_gets_copies_of_the_pages_in_a_pipe() {
+    fn a_socket_gets_copies_of_the_pages_in_a_pipe_or_another_socket() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let tcp = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         let (far, unix) = UnixStream::pair().unwrap();
         let (tcp_far, _) = listener.accept().unwrap();
         let (far, tcp_far): (OwnedFd, OwnedFd) = (far.into(), tcp_far.into());
         for (far, near) in [(far, endpoint(unix)), (tcp_far, endpoint(tcp))] {
-            for staged in [false, true] {
+            for (staged, by_socket) in [(false, false), (true, false), (false, true)] {
                 let Pipe { read, write } = Pipe::new().unwrap();
                 let mut memory = vec![b'A'; 4 * 4096];
                 assert_eq!(splice::vmsplice_now(&write, &memory).unwrap(), memory.len());
-                let (from, mut mover) = (endpoint(read), Mover::default());
+                let (mut from, mut mover) = (endpoint(read), Mover::default());
+                if by_socket {
+                    let (near, far) = UnixStream::pair().unwrap();
+                    splice::splice(&from, &near, memory.len()).unwrap();
+                    from = endpoint(far);
+                }
                 let moved = match staged {
                     true => mover.staged(&from, &near, memory.len()),
                     false => mover.some(&from, &near, memory.len() as u64),

@@ -4,7 +4,7 @@ use crate::inherit;
 use crate::pipe::Pipe;
 use nix::errno::Errno;
 use nix::sys::prctl::set_pdeathsig;
-use nix::sys::signal::{SigHandler, SigSet, Signal, signal};
+use nix::sys::signal::{SigHandler, SigSet, Signal, raise, signal};
 use nix::sys::wait::{Id, WaitPidFlag, waitid};
 use nix::unistd::{Pid, getpid, getppid, setsid};
 use std::fs;
@@ -121,6 +121,14 @@ pub fn without_starter() -> io::Result<()> {
     Ok(set_pdeathsig(None)?)
 }
 
+/// Starts the program with this signal blocked, besides what is so by then: one that takes signals
+/// itself may be sent it before it has begun to.
+pub fn blocking(command: &mut Command, signal: Signal) {
+    let block = move || SigSet::from(signal).thread_block().map_err(io::Error::from);
+    // SAFETY: between fork and exec it makes one system call, with memory of its own stack.
+    unsafe { command.pre_exec(block) };
+}
+
 /// Starts the program with these signals ignored. What is deaf to them keeps on with what it does
 /// when they are sent to all processes of a group, a session or a control group.
 pub fn ignoring(command: &mut Command, signals: &'static [Signal]) {
@@ -132,6 +140,19 @@ pub fn ignoring(command: &mut Command, signals: &'static [Signal]) {
 fn ignore(number: Signal) -> nix::Result<()> {
     // SAFETY: ignoring a signal installs no handler.
     unsafe { signal(number, SigHandler::SigIgn) }.map(drop)
+}
+
+/// Ends this process by a signal, as another one has ended by it, without a core of our own. Returns
+/// where that is not possible: the first process of a PID namespace survives its own signals.
+pub fn die_of(number: Signal) {
+    let _ = prctl::set_dumpable(false);
+    // Rust has a handler for some.
+    // SAFETY: the default action is no handler.
+    let _ = unsafe { signal(number, SigHandler::SigDfl) };
+    let mut this = SigSet::empty();
+    this.add(number);
+    let _ = this.thread_unblock();
+    let _ = raise(number);
 }
 
 /// Makes children waitable: a caller that ignores SIGCHLD (a disposition which survives exec) has

@@ -101,6 +101,9 @@ impl Merge {
         if let Some(image_id) = marker.image_id {
             self.output.identify(image_id);
         }
+        if let Some(parent_id) = marker.parent_id {
+            self.output.descend_from(parent_id);
+        }
         let step = sides.accept(side, marker).map_err(|error| match error {
             SideError::Grammar(error) => Error::Grammar(shard.place.clone(), position, error),
             SideError::OtherSide(name) => Error::OtherSide(shard.place.clone(), name),
@@ -123,7 +126,10 @@ impl Merge {
     fn end_sides(&mut self, sides: &Sides) -> Result<(), Error> {
         let due = sides.next_seq();
         let ends = |shard: &Shard| shard.head_seq() == Some(due) && !has_content(shard);
-        let Some(index) = self.shards.iter().position(ends) else { return self.refuse_gap(due) };
+        let Some(index) = self.shards.iter().position(ends) else {
+            self.refuse_gap(due)?;
+            return Err(Error::Missing(due));
+        };
         let Some(shard) = self.shards.get_mut(index) else { return Ok(()) };
         let position = shard.head_position();
         shard.take();

@@ -31,8 +31,12 @@ const LOOK: Duration = Duration::from_secs(1);
 const LOOK_SOON: Duration = Duration::from_millis(50);
 
 /// What CRIU is deaf to: a signal to all processes of a group or a control group is for us, and a
-/// CRIU that dies where it stands leaves TCP sockets in repair mode.
+/// CRIU that dies where it stands leaves TCP sockets in repair mode. So does one whose filter or
+/// whose reader has died, or whose log is longer than `ulimit -f` allows, and that limit would kill
+/// a restored task too, which writes to the log as its last act before it runs.
 const CRIU_IGNORES: &[Signal] = &[
+    Signal::SIGPIPE,
+    Signal::SIGXFSZ,
     Signal::SIGTERM,
     Signal::SIGHUP,
     Signal::SIGINT,
@@ -152,11 +156,10 @@ impl Holder {
         let Pipe { read, write } = Pipe::new().map_err(Cause::System)?;
         let again = write.try_clone().map_err(Cause::System)?;
         criu.stdout(write).stderr(again);
-        if on_terminal {
-            process::as_our_caller(&mut criu, &[1, 2]);
-        } else {
+        // Not as our caller would start it: with SIGCHLD ignored it fails, and with it blocked it
+        // does not see that a task has died.
+        if !on_terminal {
             criu.stdin(Stdio::null());
-            process::as_our_caller(&mut criu, &[0, 1, 2]);
             process::in_a_new_session(&mut criu);
         }
         process::ignoring(&mut criu, CRIU_IGNORES);

@@ -11,15 +11,29 @@ use std::net::{IpAddr, SocketAddr};
 /// On this machine the kernel tells which user's a connection is, in `/proc/net/tcp`. What it does
 /// not list there is not of this machine, unless the address is one that only this machine has.
 pub fn is_believed(peer: SocketAddr, local: SocketAddr) -> bool {
+    /// The kernel lists connections piece by piece, and may miss one while others come and go.
+    const LOOKS: usize = 5;
+
+    // One that comes to a socket of IPv6 over IPv4 is listed as what it is.
+    let (peer, local) = (canonical(peer), canonical(local));
     let table = match peer {
         SocketAddr::V4(_) => "/proc/net/tcp",
         SocketAddr::V6(_) => "/proc/net/tcp6",
     };
-    let Ok(table) = fs::read_to_string(table) else { return false };
-    match owner(&table, peer, local) {
-        Some(user) => user == 0 || user == geteuid().as_raw(),
-        None => !peer.ip().is_loopback() && peer.ip() != local.ip(),
+    let is_here = peer.ip().is_loopback() || peer.ip() == local.ip();
+    for _ in 0..LOOKS {
+        let Ok(table) = fs::read_to_string(table) else { return false };
+        match owner(&table, peer, local) {
+            Some(user) => return user == 0 || user == geteuid().as_raw(),
+            None if is_here => {}
+            None => return true,
+        }
     }
+    false
+}
+
+fn canonical(address: SocketAddr) -> SocketAddr {
+    SocketAddr::new(address.ip().to_canonical(), address.port())
 }
 
 /// The user whose connection this is, from its side, as long as a program has it open: one that was
@@ -77,6 +91,19 @@ mod tests {
             assert_eq!(owner(), None);
             assert!(!is_believed(peer, local));
         }
+    }
+
+    #[test]
+    fn a_connection_over_ipv4_to_a_socket_of_ipv6_is_found() {
+        let Ok(listener) = TcpListener::bind("[::]:0") else { return };
+        let port = listener.local_addr().unwrap().port();
+        let Ok(ours) = TcpStream::connect(("127.0.0.1", port)) else { return };
+        let (theirs, _) = listener.accept().unwrap();
+        let (peer, local) = (theirs.peer_addr().unwrap(), theirs.local_addr().unwrap());
+        assert!(peer.is_ipv6());
+        assert!(is_believed(peer, local));
+        drop(ours);
+        assert!(!is_believed(peer, local));
     }
 
     #[test]

@@ -59,8 +59,6 @@ struct File {
     pieces: Option<Pieces>,
     /// Whether all of it has come.
     complete: bool,
-    /// Whether it was handed out.
-    was_handed_out: bool,
 }
 
 /// A file on its way to CRIU.
@@ -128,14 +126,14 @@ impl Piece {
 }
 
 impl Store {
-    /// Forgets a file, if there is one of this name; `false` if it was handed out already.
-    pub(crate) fn remove(&mut self, name: &FileName) -> bool {
-        self.files.remove(name).is_none_or(|file| !file.was_handed_out)
+    /// Forgets a file, if there is one of this name.
+    pub(crate) fn remove(&mut self, name: &FileName) {
+        self.files.remove(name);
     }
 
     /// Takes a complete file. An earlier one of the same name does not count any more.
     pub(crate) fn insert(&mut self, name: FileName, pieces: Pieces) {
-        let file = File { pieces: Some(pieces), complete: true, was_handed_out: false };
+        let file = File { pieces: Some(pieces), complete: true };
         self.files.insert(name, file);
     }
 
@@ -151,7 +149,7 @@ impl Store {
 
     /// Takes what has come of a file.
     pub(crate) fn begin(&mut self, name: FileName, pieces: Pieces) {
-        let file = File { pieces: Some(pieces), complete: false, was_handed_out: false };
+        let file = File { pieces: Some(pieces), complete: false };
         self.files.insert(name, file);
     }
 
@@ -192,7 +190,6 @@ impl Store {
         let Some(file) = self.files.get_mut(name) else { return Found::None };
         let complete = file.complete;
         let Some(pieces) = &file.pieces else { return Found::Gone };
-        file.was_handed_out = true;
         let again: Option<Pieces> = pieces.iter().map(Piece::again).collect();
         match again.or_else(|| file.pieces.take()) {
             Some(pieces) => Found::File(Handed { name: name.clone(), pieces, complete }),

@@ -184,7 +184,10 @@ impl Pipes {
             return Err(NoPipe::Descriptors);
         }
         let Pipe { read, write } = Pipe::new().map_err(NoPipe::System)?;
-        let wanted = if self.live { FIRST } else { wanted(self.held, self.filling) } as usize;
+        let wanted = match self.live {
+            true => pipe::WANTED,
+            false => wanted(self.held, self.filling) as usize,
+        };
         let capacity = pipe::grow(&write, wanted).map_err(NoPipe::System)? as u64;
         if capacity < LEAST {
             return Err(NoPipe::Slots);

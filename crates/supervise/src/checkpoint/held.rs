@@ -371,11 +371,21 @@ impl Held {
                     *tap = None;
                 }
             }
+            // Its reader may have had enough of what it wrote.
+            Role::ReadBack(index) if self.is_unread(index) => {
+                self.holder.suspect(ended, Weight::Filter);
+            }
             Role::Merge if success => {}
             Role::Merge => self.holder.suspect_filter(role, status),
             Role::Extract if success => self.verification = Verification::Done,
             _ => self.holder.fail(ended),
         }
+    }
+
+    /// Whether nobody reads what this command reads back.
+    fn is_unread(&self, index: Option<usize>) -> bool {
+        let tap = self.read_back.get(index.unwrap_or(0)).and_then(Option::as_ref);
+        tap.is_some_and(Tap::reader_is_gone)
     }
 
     fn suspect_reader(&mut self, role: Role) {

@@ -24,7 +24,8 @@ use nix::unistd::Pid;
 use pipe_io::inherit::{self, Direction};
 use pipe_io::process;
 use pipe_io::{Bytes, Rate};
-use std::fs::{self, DirBuilder};
+use std::fs::{self, DirBuilder, File};
+use std::io::Read;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::DirBuilderExt;
 use std::os::unix::process::ExitStatusExt;
@@ -333,9 +334,13 @@ impl Held {
         if let Some(archive) = image.archive() {
             match self.plan.files {
                 true => self.start_tar(archive)?,
-                false => self.holder.voice.say(format_args!(
-                    "the image has files that go with the tree: --fs puts them back"
-                )),
+                false => {
+                    // One that is closed unread is lost, as `image-serve` sees it.
+                    let _ = File::from(archive).read(&mut [0]);
+                    self.holder.voice.say(format_args!(
+                        "the image has files that go with the tree: --fs puts them back"
+                    ));
+                }
             }
         }
         let joins = self.plan.criu_options.joins_namespace;
@@ -392,7 +397,7 @@ impl Held {
                 false => self.holder.suspect(ended, Weight::Reader),
             },
             Role::Extract if success => self.go_ahead(),
-            Role::Serve if is_fatal && self.restored.is_some() => self.holder.fail(ended),
+            Role::Serve if is_fatal && self.holder.has_let_go => self.holder.fail(ended),
             Role::Serve | Role::Extract => match self.holder.has_let_go {
                 // CRIU has all that it wanted.
                 true => {}
