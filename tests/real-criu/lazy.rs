@@ -38,12 +38,22 @@ impl Storm {
     /// So many processes with so much memory each. `None` where there is no
     /// Python that can do it.
     fn start(bench: &Bench, name: &str, processes: usize, megabytes: usize) -> Option<Storm> {
+        Storm::start_by(bench, name, &["python3"], processes, megabytes)
+    }
+
+    /// Started by these words.
+    fn start_by(
+        bench: &Bench,
+        name: &str,
+        words: &[&str],
+        processes: usize,
+        megabytes: usize,
+    ) -> Option<Storm> {
         let status = bench.scratch().join("storm.status");
-        let log = fs::File::create(bench.scratch().join("storm.messages")).expect("create a log");
-        let mut python = Command::new("python3");
-        python.args(["-c", STORM]).arg(&status);
+        let mut python = Command::new(words[0]);
+        python.args(&words[1..]).args(["-c", STORM]).arg(&status);
         python.args([processes.to_string(), megabytes.to_string()]);
-        python.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
+        python.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         let Ok(root) = python.spawn() else {
             skip::<()>(name, "no python3 here to change memory");
             return None;
@@ -71,10 +81,14 @@ impl Storm {
     }
 
     fn dump(&mut self, bench: &Bench) {
+        self.dump_process(bench, self.pid());
+    }
+
+    fn dump_process(&mut self, bench: &Bench, pid: i32) {
         let images = bench.directory("dump");
         let mut pipeline = Pipeline::start(bench, "dump", DUMP);
         pipeline.wait_for_progress("dump.progress", "socket-init");
-        bench.criu.dump(Image::Stream, &images, self.pid(), &[]).must_succeed();
+        bench.criu.dump(Image::Stream, &images, pid, &[]).must_succeed();
         pipeline.must_succeed();
         self.must_be_gone();
     }
@@ -331,6 +345,28 @@ fn dies(bench: &Bench, storm: &mut Storm, death: Death, seed: u64) {
     // Wrong memory would have been noted.
     storm.operations();
     storm.kill();
+}
+
+#[test]
+fn a_tree_in_its_own_pid_namespace_is_filled_or_gone() {
+    let name = "a_tree_in_its_own_pid_namespace_is_filled_or_gone";
+    let Some(bench) = Bench::set_up("lazy_namespace") else {
+        return;
+    };
+    let unshare = ["unshare", "--pid", "--fork", "setsid", "python3"];
+    let Some(mut storm) = Storm::start_by(&bench, name, &unshare, 2, 80) else {
+        return;
+    };
+    let root = fs::read_to_string(format!("/proc/{0}/task/{0}/children", storm.pid()));
+    let root = root.expect("children of unshare").trim().parse().expect("one child");
+    storm.dump_process(&bench, root);
+    let before = storm.operations();
+    begin(&bench, LAZY).must_succeed();
+    wait_for("operations", || (storm.operations() > before + 100).then_some(()));
+    storm.kill();
+    for (seed, death) in [Death::Server, Death::Cut, Death::Keeper].into_iter().enumerate() {
+        dies(&bench, &mut storm, death, seed as u64);
+    }
 }
 
 fn keeper_of(server: Pid) -> Option<Pid> {

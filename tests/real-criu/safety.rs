@@ -478,11 +478,6 @@ fn progress_is_shown_on_a_terminal() {
     stamper.must_run();
 }
 
-/// Whether `shard-split --filter` is there.
-pub(crate) fn has_filter(bench: &Bench) -> bool {
-    Pipeline::start(bench, "help", "shard-split --help | grep -q -e --filter").status() == 0
-}
-
 #[test]
 fn what_is_not_whole_is_not_restored() {
     let Some(bench) = Bench::set_up("not_whole") else {

@@ -547,9 +547,17 @@ fn links_are_no_files_of_the_image() {
     assert_eq!(names, ["inventory.img", "pagemap-7.img", "pages-1.img"]);
 }
 
+/// As CRIU has it with `--prev-images-dir`: a link to the directory of the dump before, which says
+/// what image that was.
+fn link_parent(dir: &Path, parent: &Path, id: &str) {
+    fs::write(parent.join("criu-page-capture.id"), format!("{id}\n")).expect("a file");
+    std::os::unix::fs::symlink(parent, dir.join("parent")).expect("a link");
+}
+
 /// The increment of an image, and what it holds.
 fn increment() -> Finished {
-    let dir = directory();
+    let (dir, parent) = (directory(), directory());
+    link_parent(dir.path(), parent.path(), HELD);
     let capture = Capture::start(listening(dir.path()).args(["--parent", HELD]));
     let mut client = connect(&capture, Layout::Long);
     assert_eq!(client.has_parent(task(7)).expect("an answer"), 1);
@@ -576,6 +584,50 @@ fn an_increment_has_what_has_changed() {
     let listed = Filter::new("image-extract").args(["--list", "--json"]).run(&captured.stdout);
     let listed: serde_json::Value = serde_json::from_slice(&listed.stdout).expect("JSON");
     assert_eq!(listed["parent_id"], HELD);
+}
+
+/// With each dump the kernel forgets what has changed: what is not in the increment that was begun
+/// first would be in none.
+#[test]
+fn an_increment_is_begun_only_on_the_last_dump() {
+    let parent = directory();
+    let other = "ff".repeat(16);
+    for (case, id, expected) in [
+        ("another image", other.as_str(), Some("is not the dump of image 000102")),
+        ("the first", HELD, None),
+        ("the second", HELD, Some("was begun before")),
+    ] {
+        let dir = directory();
+        link_parent(dir.path(), parent.path(), id);
+        let capture = Capture::start(listening(dir.path()).args(["--parent", HELD]));
+        let mut client = connect(&capture, Layout::Long);
+        let answer = client.has_parent(task(7));
+        assert_eq!(answer.is_ok(), expected.is_none(), "{case}");
+        // Even if it fails.
+        drop(client);
+        let captured = capture.finish();
+        assert_eq!(captured.status.code(), Some(1), "{case}");
+        let said = captured.stderr.last().expect("a message");
+        assert!(said.contains(expected.unwrap_or("hung up")), "{case}: {said}");
+    }
+    let dir = directory();
+    let capture = Capture::start(listening(dir.path()).args(["--parent", HELD]));
+    let mut client = connect(&capture, Layout::Long);
+    assert!(client.open(task(7)).is_err(), "CRIU was not told which dump is before");
+    assert_eq!(capture.finish().status.code(), Some(1));
+}
+
+#[test]
+fn the_directory_tells_the_image() {
+    let dir = directory();
+    let capture = Capture::start(listening(dir.path()).args(["--image-id", HELD]));
+    let mut client = connect(&capture, Layout::Long);
+    client.open(task(1)).expect("an answer");
+    write_files(dir.path(), &[("inventory.img", INVENTORY)]);
+    client.close().expect("an answer");
+    capture.finish().succeeded();
+    let told = fs::read_to_string(dir.path().join("criu-page-capture.id")).expect("a file");
+    assert_eq!(told.trim(), HELD);
 }
 
 #[test]

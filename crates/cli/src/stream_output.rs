@@ -50,7 +50,7 @@ impl StreamOutput {
             counters,
             counted: 0,
             starved: Duration::ZERO,
-            rest: Rest::default(),
+            rest: Rest::of_the_only_one(),
             capacity,
         }
     }
@@ -162,10 +162,10 @@ impl StreamOutput {
     fn splice_some(&mut self, from: &Endpoint, length: usize) -> Result<usize, MoveError> {
         loop {
             self.rest.sleep();
-            let start = Instant::now();
-            let spliced = splice::splice_now(from, self.writer.get_ref(), length);
-            let moved = spliced.as_ref().copied().unwrap_or(0);
-            self.rest.met(start.elapsed().saturating_sub(splice::usual_time(moved)));
+            let spliced = self.rest.meet(
+                || splice::splice_now(from, self.writer.get_ref(), length),
+                |moved| splice::usual_time(moved.as_ref().copied().unwrap_or(0)),
+            );
             match spliced {
                 Err(error) if error.kind() == ErrorKind::WouldBlock => {
                     let to = self.writer.get_ref();

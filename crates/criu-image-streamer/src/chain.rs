@@ -152,7 +152,7 @@ fn start(
     mut command: Command,
     lent: &[&OwnedFd],
 ) -> Result<(), Error> {
-    process::ending_with_us(&mut command);
+    process::with_us(&mut command);
     lending(lent, || family.start(role, command).map(drop))
         .map_err(|error| Error::NotStarted(role, error))
 }

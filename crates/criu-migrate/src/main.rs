@@ -108,12 +108,12 @@ struct Args {
 
     /// With --receive: unpack the image, and restore from that
     ///
-    /// For what CRIU can restore from no stream. From the other end:
-    /// --restore-options --directory
+    /// For what CRIU can restore from no stream. The other end asks for it
+    /// by --restore-options --directory.
     #[arg(long, requires = "receive", help_heading = "Link", verbatim_doc_comment)]
     directory: bool,
 
-    /// Have CRIU leave its logs in DIR [a temporary directory]
+    /// Have CRIU leave its logs in DIR [none stay]
     #[arg(short = 'D', long, value_name = "DIR", help_heading = "Reporting")]
     images_dir: Option<PathBuf>,
 

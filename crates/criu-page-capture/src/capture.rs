@@ -11,7 +11,7 @@ use pipe_io::{Kind, Pace};
 use std::collections::HashSet;
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
-use wire_format::FileName;
+use wire_format::{FileName, ImageId};
 
 /// A capture that goes on.
 #[derive(Debug)]
@@ -20,8 +20,10 @@ pub(crate) struct Capture<'a> {
     pub(crate) around: &'a mut Around,
     pub(crate) output: StreamOutput,
     pub(crate) progress: Progress,
-    /// Whether we hold the image that CRIU builds on.
-    pub(crate) holds_parent: bool,
+    /// The image that comes about.
+    pub(crate) id: ImageId,
+    /// The one that it is an increment of.
+    pub(crate) parent: Option<ImageId>,
     /// Whether the stream ends while CRIU still waits to hear that the image is safe.
     pub(crate) end_at_inventory: bool,
     pub(crate) order: Order,
@@ -30,17 +32,17 @@ pub(crate) struct Capture<'a> {
     pub(crate) pages_id: u32,
     /// The names of all files that have come over the connection.
     pub(crate) names: HashSet<FileName>,
-    /// Whether the progress line was written that says that the process is frozen.
+    /// Whether CRIU has spoken of memory.
     pub(crate) begun: bool,
 }
 
-/// Up to so many bytes pages are copied, with the command behind them, and more are spliced. What
-/// a call costs is worth a copy of about this; at double and at half it is about the same.
+/// Up to so many bytes pages are copied, with the command behind them, and more are spliced: three
+/// calls less for each run, which are worth a copy of some pages. Chosen, not measured.
 const FEW: u64 = 32 << 10;
 
 /// After the last word CRIU closes its files at once. What it has not written by then, it never
 /// will; only a machine that is very busy needs part of this.
-const FILES_LIMIT: Duration = Duration::from_secs(10);
+const FILES_LIMIT: Duration = Duration::from_secs(60);
 
 impl Capture<'_> {
     /// Takes in the image, and ends the stream.
@@ -58,14 +60,17 @@ impl Capture<'_> {
         loop {
             let command = self.wire.command(self.around, self.output.endpoint())?;
             self.order.accept(&command).map_err(Error::Order)?;
+            if matches!(command, Command::HasParent(_) | Command::Open(_)) {
+                self.begin()?;
+            }
             match command {
                 Command::HasParent(_) => {
-                    self.wire.answer(&i32::from(self.holds_parent).to_le_bytes())?;
+                    self.wire.answer(&i32::from(self.parent.is_some()).to_le_bytes())?;
                 }
                 Command::Open(memory) => {
                     self.end_memory()?;
                     self.open(memory)?;
-                    self.wire.answer(&[u8::from(self.holds_parent)])?;
+                    self.wire.answer(&[u8::from(self.parent.is_some())])?;
                 }
                 Command::Pages(memory, run) => self.pages(memory, run)?,
                 Command::Close => {
@@ -77,11 +82,21 @@ impl Capture<'_> {
         }
     }
 
-    fn open(&mut self, memory: Memory) -> Result<(), Error> {
-        if !self.begun {
-            self.begun = true;
-            self.progress.checkpoint_start();
+    /// The first time that CRIU speaks of memory.
+    fn begin(&mut self) -> Result<(), Error> {
+        if self.begun {
+            return Ok(());
         }
+        self.begun = true;
+        // Before CRIU is told that it may leave out what has not changed.
+        if let Some(parent) = self.parent {
+            self.around.files.begin_increment(parent, self.id)?;
+        }
+        self.progress.checkpoint_start();
+        Ok(())
+    }
+
+    fn open(&mut self, memory: Memory) -> Result<(), Error> {
         // Else the files that appear while memory moves would be noted only when it does not.
         self.around.files.attend()?;
         self.pages_id = self.pages_id.saturating_add(1);
@@ -101,9 +116,9 @@ impl Capture<'_> {
         let Some(incoming) = &mut self.incoming else { return Ok(()) };
         incoming.add(run);
         if Incoming::is_left_out(&run) {
-            return match self.holds_parent {
-                true => Ok(()),
-                false => Err(Error::NoParent(memory)),
+            return match self.parent {
+                Some(_) => Ok(()),
+                None => Err(Error::NoParent(memory)),
             };
         }
         let bytes = run.bytes(page_size());

@@ -7,7 +7,7 @@ use std::fmt;
 use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use wire_format::FileName;
+use wire_format::{FileName, ImageId};
 
 /// Why there is no image.
 #[derive(Debug)]
@@ -20,6 +20,10 @@ pub(crate) enum Error {
     Path(PathBuf, io::Error),
     /// A file of another image.
     Leftover(PathBuf),
+    /// The dump before, in this directory, is not that of this image.
+    OtherParent(PathBuf, ImageId),
+    /// An increment of the dump in this directory was begun before.
+    Begun(PathBuf),
     /// What is in the directory has the name of a file that came over the connection.
     NameClash(PathBuf),
     /// More files came at once than the kernel remembers.
@@ -79,6 +83,14 @@ impl fmt::Display for Error {
             Error::Leftover(path) => write!(
                 f,
                 "{}: a file of another image; the directory must have none",
+                path.display()
+            ),
+            Error::OtherParent(path, id) => {
+                write!(f, "{}: is not the dump of image {id}", path.display())
+            }
+            Error::Begun(path) => write!(
+                f,
+                "{}: an increment of it was begun before, so take a whole image now",
                 path.display()
             ),
             Error::NameClash(path) => {

@@ -15,11 +15,11 @@ use pipe_io::Endpoint;
 use std::collections::HashSet;
 use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read};
+use std::io::{self, ErrorKind, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use wire_format::FileName;
+use wire_format::{FileName, ImageId};
 
 /// The images directory.
 #[derive(Debug)]
@@ -31,6 +31,15 @@ pub(crate) struct Files {
     /// Whether `inventory.img` was closed.
     inventory: bool,
 }
+
+/// In an images directory: the id of the image that its files belong to.
+const ID: &str = "criu-page-capture.id";
+
+/// In an images directory: the id of the increment that was begun on its image.
+const NEXT: &str = "criu-page-capture.next";
+
+/// In an images directory, by CRIU: a link to that of the dump before.
+const PARENT: &str = "parent";
 
 /// What runc writes beside CRIU's files, and `runc restore` needs.
 const RUNC_DESCRIPTORS: &str = "descriptors.json";
@@ -49,6 +58,31 @@ impl Files {
             Some(name) => Err(Error::Leftover(files.directory.join(name.as_str()))),
             None => Ok(files),
         }
+    }
+
+    /// Sees that the dump before, as CRIU knows it, is that of this image, and that no other
+    /// increment of it was begun. With each dump the kernel forgets what had changed before, also
+    /// if the dump has failed: on the image before that one nothing can be built any more.
+    pub(crate) fn begin_increment(&self, of: ImageId, id: ImageId) -> Result<(), Error> {
+        let before = self.directory.join(PARENT);
+        let path = before.join(ID);
+        let found = fs::read_to_string(&path).map_err(|error| Error::Path(path, error))?;
+        if found.trim().parse() != Ok(of) {
+            return Err(Error::OtherParent(before, of));
+        }
+        let path = before.join(NEXT);
+        let mark = OpenOptions::new().write(true).create_new(true).open(&path);
+        match mark.and_then(|mut mark| writeln!(mark, "{id}")) {
+            Ok(()) => Ok(()),
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => Err(Error::Begun(before)),
+            Err(error) => Err(Error::Path(path, error)),
+        }
+    }
+
+    /// Notes which image the files belong to, which is complete.
+    pub(crate) fn note_image(&self, id: ImageId) -> Result<(), Error> {
+        let path = self.directory.join(ID);
+        fs::write(&path, format!("{id}\n")).map_err(|error| Error::Path(path, error))
     }
 
     /// Takes note of what has happened in the directory.

@@ -48,7 +48,9 @@ fn capture(args: Args, whence: Whence, stdout: Endpoint, progress: Progress) -> 
     }
     progress.socket_init();
     let child = Child::start(NAME, &entrance.fill_in(args.command))?;
-    entrance.command_was_started();
+    if entrance.command_was_started() {
+        child.iter().for_each(Child::connected);
+    }
     program.confine();
     let mut around = Around { files, child };
     let outcome = entrance.admit(&mut around, output.endpoint()).and_then(|wire| {
@@ -58,7 +60,8 @@ fn capture(args: Args, whence: Whence, stdout: Endpoint, progress: Progress) -> 
             around: &mut around,
             output,
             progress,
-            holds_parent: args.parent.is_some(),
+            id: image_id,
+            parent: args.parent,
             end_at_inventory: args.end_at_inventory,
             order: Order::default(),
             incoming: None,
@@ -69,6 +72,7 @@ fn capture(args: Args, whence: Whence, stdout: Endpoint, progress: Progress) -> 
         capture.run()?;
         let Capture { output, progress, .. } = capture;
         output.finish()?;
+        around.files.note_image(image_id)?;
         progress.finished(&counters);
         Ok(())
     });

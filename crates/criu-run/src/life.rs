@@ -4,9 +4,10 @@ use crate::program::{self, StandardDescriptors};
 use crate::report::{Event, Figures, Teller};
 use crate::usage::Plan;
 use crate::{NAME, OnFailure};
+use nix::errno::Errno;
+use nix::fcntl::{Flock, FlockArg};
 use nix::sys::prctl;
-use nix::sys::resource::{Resource, setrlimit};
-use nix::sys::signal::{SigSet, Signal, kill, raise};
+use nix::sys::signal::{SigSet, Signal, kill};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::unistd::Pid;
 use pipe_io::pipe::Pipe;
@@ -122,11 +123,37 @@ struct Life {
     result: Option<File>,
     text: Vec<u8>,
     restoring: bool,
+    /// Held while CRIU restores.
+    turn: Option<Turn>,
     checkpoint: Option<Checkpoint>,
     /// The signal that asked for a checkpoint, and when.
     asked: Option<(Signal, Instant)>,
     last_snapshot: Instant,
     ended: Option<ExitStatus>,
+}
+
+/// One restore after the other: for a moment CRIU makes the file of process 1 again, under the name
+/// that it had, and two copies of one image would take it from each other.
+struct Turn {
+    _lock: Flock<File>,
+}
+
+impl Turn {
+    /// `None` where it does not come in time: somebody else may hold the lock.
+    fn wait() -> Option<Turn> {
+        const LIMIT: Duration = Duration::from_secs(60);
+        const LOOK: Duration = Duration::from_millis(10);
+
+        let until = Instant::now() + LIMIT;
+        loop {
+            let directory = File::open(program::DIRECTORY).ok()?;
+            match Flock::lock(directory, FlockArg::LockExclusiveNonblock) {
+                Ok(lock) => return Some(Turn { _lock: lock }),
+                Err((_, Errno::EWOULDBLOCK)) if Instant::now() < until => std::thread::sleep(LOOK),
+                Err(_) => return None,
+            }
+        }
+    }
 }
 
 struct Checkpoint {
@@ -159,7 +186,9 @@ impl Life {
         let mut descriptors =
             descriptors.map_err(|error| (error.exit_status(), error.to_string()))?;
         let relays = std::mem::take(&mut descriptors.relays);
+        let mut turn = None;
         let (stand, root, result) = if exists {
+            turn = Turn::wait();
             let failed = |error: io::Error| {
                 (OWN_FAILURE, format!("criu-restore: {}", pipe_io::reason(&error)))
             };
@@ -185,6 +214,7 @@ impl Life {
             result,
             text: Vec::new(),
             restoring: exists,
+            turn,
             checkpoint: None,
             asked: None,
             last_snapshot: Instant::now(),
@@ -271,7 +301,9 @@ impl Life {
             checkpoint.result = Some(outcome);
         } else if self.restoring && outcome.result == "restored" {
             self.restoring = false;
+            self.turn = None;
             self.root = outcome.process.map(Pid::from_raw);
+            self.stand.is_init = self.root.is_some_and(program::is_init);
             self.last_snapshot = Instant::now();
             let process = outcome.process.unwrap_or(0);
             self.teller.tell(&Event::Restored { process });
@@ -384,10 +416,10 @@ impl Life {
         let (code, signal) = self.as_program(status);
         self.teller.tell(&Event::Ended { status: i32::from(code) });
         self.let_output_end();
-        match signal {
-            Some(signal) => die_of(signal, code),
-            None => ExitCode::from(code),
+        if let Some(signal) = signal {
+            process::die_of(signal);
         }
+        ExitCode::from(code)
     }
 
     fn end_without_restore(&mut self, status: ExitStatus) -> ExitCode {
@@ -430,17 +462,6 @@ impl Life {
             }
         }
     }
-}
-
-/// Ends this process by a signal, without a core of its own.
-fn die_of(signal: Signal, status: u8) -> ExitCode {
-    let _ = setrlimit(Resource::RLIMIT_CORE, 0, 0);
-    let mut this = SigSet::empty();
-    this.add(signal);
-    let _ = this.thread_unblock();
-    let _ = raise(signal);
-    // Ignored, or the first process of a PID namespace.
-    ExitCode::from(status)
 }
 
 /// A command of this family that is about to be started, and what its result comes out of.

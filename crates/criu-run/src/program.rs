@@ -152,6 +152,17 @@ fn start_init(words: &[OsString], descriptors: StandardDescriptors) -> Result<Pi
     Ok(Pid::from_raw(child.id() as i32))
 }
 
+/// Whether a process is process 1 of a PID namespace below ours.
+pub(crate) fn is_init(pid: Pid) -> bool {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let ids = status.lines().find_map(|line| line.strip_prefix("NSpid:")).unwrap_or_default();
+    let ids = ids.split_ascii_whitespace().skip(1);
+    ids.last() == Some("1")
+}
+
+/// Where the file of process 1 is, for a moment.
+pub(crate) const DIRECTORY: &str = "/tmp";
+
 /// A copy of this program in a directory that is there on every machine.
 struct Copy {
     path: PathBuf,
@@ -160,7 +171,7 @@ struct Copy {
 impl Copy {
     fn of_ourselves() -> io::Result<Copy> {
         // CRIU makes the file again, for a moment, in the directory that it was in.
-        let (file, path) = mkstemp(Path::new("/tmp/criu-run-init-XXXXXX"))?;
+        let (file, path) = mkstemp(&Path::new(DIRECTORY).join("criu-run-init-XXXXXX"))?;
         let copy = Copy { path };
         let mut file = File::from(file);
         io::copy(&mut File::open("/proc/self/exe")?, &mut file)?;

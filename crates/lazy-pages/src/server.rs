@@ -3,7 +3,7 @@
 
 use crate::connection::{Connection, Event};
 use crate::keeper::Keeper;
-use crate::space::{Answer, Space};
+use crate::space::{Answer, News, Space};
 use crate::tree::Tree;
 use crate::work::Work;
 use crate::{Error, Pages};
@@ -33,6 +33,8 @@ pub struct Server {
     /// The connection, until it is taken by the thread that serves it.
     accepted: Mutex<Option<UnixStream>>,
     connected: AtomicBool,
+    /// Whether nobody serves memory any more.
+    closed: AtomicBool,
     /// Whether CRIU has all that it gets as a stream: who has not connected by then never does.
     streamed: AtomicBool,
 }
@@ -62,8 +64,14 @@ impl Server {
         let listener = Listener::bind(directory, Direction::LazyPages).map_err(Error::Listen)?;
         socket::ask_for_senders(&listener).map_err(Error::System)?;
         let work = Work::new().map_err(Error::System)?;
-        let (connected, streamed) = (AtomicBool::new(false), AtomicBool::new(false));
-        Ok(Server { listener, work, accepted: Mutex::default(), connected, streamed })
+        Ok(Server {
+            listener,
+            work,
+            accepted: Mutex::default(),
+            connected: AtomicBool::new(false),
+            closed: AtomicBool::new(false),
+            streamed: AtomicBool::new(false),
+        })
     }
 
     /// Where the socket is. The caller removes it when it is done.
@@ -71,10 +79,13 @@ impl Server {
         self.listener.path()
     }
 
-    /// Whether CRIU has connected by now: one that was not told `--lazy-pages` never does, and
-    /// restores what is left out as zeros.
+    /// Whether CRIU has connected by now, and is served: one that was not told `--lazy-pages` never
+    /// does, and restores what is left out as zeros.
     pub fn has_connected(&self) -> Result<bool, Error> {
         let mut accepted = self.accepted.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.closed.load(Ordering::Acquire) {
+            return Ok(false);
+        }
         if !self.is_connected() {
             *accepted = self.listener.accept_stream().map_err(Error::System)?;
             if accepted.is_some() {
@@ -88,6 +99,14 @@ impl Server {
 
     fn is_connected(&self) -> bool {
         self.connected.load(Ordering::Acquire)
+    }
+
+    /// Hangs up on CRIU, and takes no more connections: it cannot let processes run any more.
+    fn close(&self) {
+        let mut accepted = self.accepted.lock().unwrap_or_else(PoisonError::into_inner);
+        self.closed.store(true, Ordering::Release);
+        self.listener.refuse_more();
+        *accepted = None;
     }
 
     fn take_connection(&self) -> Option<Connection> {
@@ -104,6 +123,18 @@ impl Server {
     /// Serves until all memory is there or nobody is there to have it. After an error all processes
     /// that lack memory have been killed.
     pub fn run(
+        &self,
+        pages: &Pages,
+        keeper: &Keeper,
+        fillers: NonZeroUsize,
+        tell: impl FnMut(Moment),
+    ) -> Result<(), Error> {
+        let served = self.serve(pages, keeper, fillers, tell);
+        self.close();
+        served
+    }
+
+    fn serve(
         &self,
         pages: &Pages,
         keeper: &Keeper,
@@ -135,6 +166,8 @@ impl Server {
             }
             let result = serving.serve();
             if result.is_err() {
+                self.close();
+                serving.connection = None;
                 serving.end_processes();
             }
             self.work.end();
@@ -250,23 +283,31 @@ impl<T: FnMut(Moment)> Serving<'_, T> {
 
     /// Reads what the kernel tells, and answers who waits.
     fn read(&mut self, ready: &[bool]) -> Result<(), Error> {
-        let mut children = Vec::new();
-        for (space, _) in self.spaces.iter().zip(ready).filter(|(_, ready)| **ready) {
-            let news = space.read()?;
+        let ready = self.spaces.iter().zip(ready).filter(|(_, ready)| **ready);
+        let ready: Vec<_> = ready.map(|(space, _)| Arc::clone(space)).collect();
+        for space in ready {
+            let mut news = News::default();
+            let read = space.read(&mut news);
+            // Before anything can fail.
+            self.add_children(news.children);
+            read?;
             for address in news.faults {
                 if space.answer(address, self.pages)? == Answer::Later {
-                    self.waiting.push((Arc::clone(space), address));
+                    self.waiting.push((Arc::clone(&space), address));
                 }
             }
-            children.extend(news.children);
-        }
-        if !children.is_empty() {
-            self.search = Some(Search { at: Instant::now(), pause: Duration::from_millis(1) });
-            children.iter().for_each(Space::open);
-            self.spaces.extend(children.into_iter().map(Arc::new));
-            self.server.work.set(&self.spaces);
         }
         Ok(())
+    }
+
+    fn add_children(&mut self, children: Vec<Space>) {
+        if children.is_empty() {
+            return;
+        }
+        self.search = Some(Search { at: Instant::now(), pause: Duration::from_millis(1) });
+        children.iter().for_each(Space::open);
+        self.spaces.extend(children.into_iter().map(Arc::new));
+        self.server.work.set(&self.spaces);
     }
 
     fn answer_waiting(&mut self) -> Result<(), Error> {

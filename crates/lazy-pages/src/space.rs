@@ -103,19 +103,19 @@ impl Space {
         is_open.then(|| self.layout().claim(filler, PIECE as u64))?
     }
 
-    /// Reads the messages that have come.
-    pub(crate) fn read(&self) -> Result<News, Error> {
-        let mut news = News::default();
+    /// Reads the messages that have come. What they have brought to light is there after an error
+    /// too: a child whose memory was dropped would read zeros.
+    pub(crate) fn read(&self, news: &mut News) -> Result<(), Error> {
         let _alone = self.alone();
         for _ in 0..MESSAGES {
             let message = self.memory.next_message().map_err(Error::System)?;
             let Some(message) = message else { break };
-            self.take(message, &mut news);
+            self.take(message, news);
             if news.settled < news.children.len() {
-                self.settle(&mut news)?;
+                self.settle(news)?;
             }
         }
-        Ok(news)
+        Ok(())
     }
 
     /// Reads messages until the process has completed all changes that it was making: those that

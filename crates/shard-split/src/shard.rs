@@ -62,7 +62,7 @@ impl Shard {
             free_at_least: Slots::default(),
             slots,
             debt: Debt::default(),
-            rest: Rest::default(),
+            rest: Rest::of_one_of_many(),
             full: false,
             blocked: None,
         })
@@ -85,9 +85,8 @@ impl Shard {
 
     /// How many page slots are free now.
     pub(crate) fn free(&mut self) -> Result<Slots, Error> {
-        let start = Instant::now();
-        let queued = pipe::queued(&self.endpoint).map_err(|error| self.failed(error))?;
-        self.rest.met(start.elapsed());
+        let queued = self.rest.meet(|| pipe::queued(&self.endpoint), |_| Duration::ZERO);
+        let queued = queued.map_err(|error| self.failed(error))?;
         self.free_at_least = self.slots.saturating_sub(self.ledger.taken(queued as u64));
         Ok(self.free_at_least)
     }
