@@ -105,6 +105,14 @@ impl Scene {
         self.run("criu-restore").args(options).args(["--", command])
     }
 
+    /// `criu-migrate -t PID OPTIONS -- COMMAND`, to be started. The other end is on this machine
+    /// too, in a namespace that is there already: so the ids of the tree need not be free.
+    pub fn migrate(&self, pid: i32, options: &[&str], command: &str) -> Filter {
+        let filter = self.run("criu-migrate").args(["-t", &pid.to_string()]);
+        let filter = filter.args(["--restore-options", "--join-ns none"]);
+        filter.args(options).args(["--", command])
+    }
+
     /// The processes that were started here and run, in the order of their names.
     pub fn processes(&self) -> Vec<Process> {
         let numbers = fs::read_dir("/proc").expect("list /proc").flatten();

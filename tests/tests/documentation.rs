@@ -24,9 +24,14 @@ const SCREEN: (usize, usize) = (64, 80);
 
 /// Of the short form.
 const SHORT: usize = 30;
+/// The same of a command, which has more to say.
+const COMMAND_SCREEN: (usize, usize) = (90, 42);
+/// Words from one process of a program to another: no messages.
+const WORDS: [&str; 2] = ["supervise/src/front.rs", "supervise/src/link/word.rs"];
 
 /// What starts the filters.
-const COMMANDS: [&str; 3] = ["criu-image-streamer", "criu-checkpoint", "criu-restore"];
+const COMMANDS: [&str; 5] =
+    ["criu-image-streamer", "criu-checkpoint", "criu-restore", "criu-migrate", "criu-run"];
 
 fn programs() -> impl Iterator<Item = &'static str> {
     FILTERS.into_iter().chain(COMMANDS)
@@ -53,7 +58,8 @@ fn options_of_help(name: &str) -> BTreeSet<String> {
 }
 
 fn options_of_text(help: &str) -> BTreeSet<String> {
-    let options = help.lines().map(str::trim).filter(|line| line.starts_with('-'));
+    let options =
+        help.lines().map(str::trim).filter(|line| line.starts_with('-') && !line.starts_with("- "));
     // What an option does may stand behind it, after two spaces.
     let options = options.map(|line| line.split("  ").next().unwrap_or(line));
     options.map(|line| line.replace(',', "").replace(['<', '>'], "").replace("...", "")).collect()
@@ -106,8 +112,10 @@ fn options_stand_in_alphabetical_order_in_the_man_page() {
 fn help_fits_a_screen_and_ends_with_an_example_and_the_manual() {
     for name in programs() {
         let (short, long) = (help(name, "-h"), help(name, "--help"));
-        must_fit(name, &long, SCREEN.0);
-        must_fit(name, &short, SHORT);
+        let is_command = COMMANDS.contains(&name);
+        let (all, few) = if is_command { COMMAND_SCREEN } else { (SCREEN.0, SHORT) };
+        must_fit(name, &long, all);
+        must_fit(name, &short, few);
         assert!(short.lines().count() < long.lines().count(), "{name}: -h is no shorter");
     }
 }
@@ -173,6 +181,9 @@ fn every_message_is_explained_under_diagnostics() {
     let shared = diagnostics("man/criu-stream-utils.7");
     let mut missing = Vec::new();
     for (krate, file) in sources() {
+        if WORDS.iter().any(|words| file.ends_with(words)) {
+            continue;
+        }
         let own = own_page(&krate);
         let messages = messages(&read(&file));
         for message in messages {

@@ -38,7 +38,7 @@ struct Args {
     #[arg(short = 'R', long)]
     leave_running: bool,
 
-    /// Give up, and let the tree run on, after so long [3600]
+    /// Give up after so long: the tree runs on [3600]
     #[arg(
         long,
         value_name = "SECONDS",
@@ -81,7 +81,7 @@ struct Args {
     #[arg(long, value_name = "COMMAND", help_heading = "Image", verbatim_doc_comment)]
     verify: Option<String>,
 
-    /// Have CRIU leave its logs in DIR [a temporary directory]
+    /// Have CRIU leave its logs in DIR [none stay]
     #[arg(
         short = 'D',
         long,

@@ -152,7 +152,9 @@ fn start(
     mut command: Command,
     lent: &[&OwnedFd],
 ) -> Result<(), Error> {
-    process::ending_with_us(&mut command);
+    process::with_us(&mut command);
+    // It may come before the filter listens.
+    process::blocking(&mut command, Signal::SIGUSR1);
     lending(lent, || family.start(role, command).map(drop))
         .map_err(|error| Error::NotStarted(role, error))
 }

@@ -96,7 +96,7 @@ struct Args {
     )]
     time_limit: u32,
 
-    /// Have CRIU leave its logs in DIR [a temporary directory]
+    /// Have CRIU leave its logs in DIR [none stay]
     #[arg(
         short = 'D',
         long,

@@ -7,8 +7,7 @@ use crate::{NAME, OnFailure};
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 use nix::sys::prctl;
-use nix::sys::resource::{Resource, setrlimit};
-use nix::sys::signal::{SigSet, Signal, kill, raise};
+use nix::sys::signal::{SigSet, Signal, kill};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::unistd::Pid;
 use pipe_io::pipe::Pipe;
@@ -417,10 +416,10 @@ impl Life {
         let (code, signal) = self.as_program(status);
         self.teller.tell(&Event::Ended { status: i32::from(code) });
         self.let_output_end();
-        match signal {
-            Some(signal) => die_of(signal, code),
-            None => ExitCode::from(code),
+        if let Some(signal) = signal {
+            process::die_of(signal);
         }
+        ExitCode::from(code)
     }
 
     fn end_without_restore(&mut self, status: ExitStatus) -> ExitCode {
@@ -463,17 +462,6 @@ impl Life {
             }
         }
     }
-}
-
-/// Ends this process by a signal, without a core of its own.
-fn die_of(signal: Signal, status: u8) -> ExitCode {
-    let _ = setrlimit(Resource::RLIMIT_CORE, 0, 0);
-    let mut this = SigSet::empty();
-    this.add(signal);
-    let _ = this.thread_unblock();
-    let _ = raise(signal);
-    // Ignored, or the first process of a PID namespace.
-    ExitCode::from(status)
 }
 
 /// A command of this family that is about to be started, and what its result comes out of.

@@ -3,9 +3,8 @@
 use crate::inherit;
 use crate::pipe::Pipe;
 use nix::errno::Errno;
-use nix::sys::prctl;
-use nix::sys::prctl::set_pdeathsig;
-use nix::sys::signal::{SigHandler, SigSet, Signal, signal};
+use nix::sys::prctl::{set_dumpable, set_pdeathsig};
+use nix::sys::signal::{SigHandler, SigSet, Signal, raise, signal};
 use nix::sys::wait::{Id, WaitPidFlag, waitid};
 use nix::unistd::{Pid, getpid, getppid, setsid};
 use std::fs;
@@ -101,25 +100,18 @@ pub fn in_a_new_session(command: &mut Command) {
     unsafe { command.pre_exec(detach) };
 }
 
-/// Has the program end, by SIGTERM, if the thread that starts it is killed.
-pub fn ending_with_us(command: &mut Command) {
+/// Starts the program so that it is told by SIGTERM when the thread that has started it dies.
+pub fn with_us(command: &mut Command) {
     let us = getpid();
-    let end_with_us = move || {
-        prctl::set_pdeathsig(Signal::SIGTERM)?;
+    let follow = move || {
+        set_pdeathsig(Signal::SIGTERM)?;
         match getppid() == us {
             true => Ok(()),
-            // It was killed before it could be watched.
+            // It has died before that could be told.
             false => Err(io::ErrorKind::BrokenPipe.into()),
         }
     };
     // SAFETY: between fork and exec it makes two system calls, without memory.
-    unsafe { command.pre_exec(end_with_us) };
-}
-
-/// Starts the program so that it is told by SIGTERM when the thread that has started it dies.
-pub fn with_us(command: &mut Command) {
-    let follow = || set_pdeathsig(Signal::SIGTERM).map_err(io::Error::from);
-    // SAFETY: between fork and exec it makes one system call, without memory.
     unsafe { command.pre_exec(follow) };
 }
 
@@ -127,6 +119,14 @@ pub fn with_us(command: &mut Command) {
 /// be called by the first thread.
 pub fn without_starter() -> io::Result<()> {
     Ok(set_pdeathsig(None)?)
+}
+
+/// Starts the program with this signal blocked, besides what is so by then: one that takes signals
+/// itself may be sent it before it has begun to.
+pub fn blocking(command: &mut Command, signal: Signal) {
+    let block = move || SigSet::from(signal).thread_block().map_err(io::Error::from);
+    // SAFETY: between fork and exec it makes one system call, with memory of its own stack.
+    unsafe { command.pre_exec(block) };
 }
 
 /// Starts the program with these signals ignored. What is deaf to them keeps on with what it does
@@ -142,17 +142,24 @@ fn ignore(number: Signal) -> nix::Result<()> {
     unsafe { signal(number, SigHandler::SigIgn) }.map(drop)
 }
 
+/// Ends this process by a signal, as another one has ended by it, without a core of our own. Returns
+/// where that is not possible: the first process of a PID namespace survives its own signals.
+pub fn die_of(number: Signal) {
+    let _ = set_dumpable(false);
+    // Rust has a handler for some.
+    // SAFETY: the default action is no handler.
+    let _ = unsafe { signal(number, SigHandler::SigDfl) };
+    let mut this = SigSet::empty();
+    this.add(number);
+    let _ = this.thread_unblock();
+    let _ = raise(number);
+}
+
 /// Makes children waitable: a caller that ignores SIGCHLD (a disposition which survives exec) has
 /// the kernel discard their statuses.
 pub fn keep_statuses_of_children() {
     // SAFETY: the default action is no handler.
     let _ = unsafe { signal(Signal::SIGCHLD, SigHandler::SigDfl) };
-}
-
-/// Gives a signal back its default action: Rust's start-up code handles SIGSEGV and SIGBUS.
-pub fn restore_default(number: Signal) {
-    // SAFETY: the default action is no handler.
-    let _ = unsafe { signal(number, SigHandler::SigDfl) };
 }
 
 /// Takes the status of a child that has ended, whichever it is; `None` if none has.
@@ -206,6 +213,7 @@ pub fn fork() -> io::Result<Forked> {
 mod tests {
     use super::*;
     use crate::poll;
+    use nix::sys::prctl;
     use nix::sys::signal::Signal;
     use std::process::Stdio;
 

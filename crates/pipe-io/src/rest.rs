@@ -31,6 +31,8 @@ impl Rest {
     const LEARNS_FROM: u64 = 64 << 10;
     /// The pace is never taken to be slower: at 3 GB/s a reader copies out of a cold cache.
     const SLOWEST: f64 = 0.3;
+    /// A call that spins for nobody computes less, on a slow machine too.
+    const UNDISTURBED: Duration = Duration::from_micros(5);
     /// A rest is worth no sleep if it is shorter.
     const SHORTEST: Duration = Duration::from_micros(20);
     /// What the pace becomes after a call that was not disturbed: less, to find out whether less
@@ -79,7 +81,7 @@ impl Rest {
 
     fn learn(&mut self, spun: Duration) {
         let each = spun.as_nanos() as f64 / self.bytes.max(1) as f64;
-        self.pace = match each > self.tolerance {
+        self.pace = match spun > Rest::UNDISTURBED && each > self.tolerance {
             true => (self.pace + each).min(Rest::SLOWEST),
             false => self.pace * Rest::TRY,
         };
@@ -143,6 +145,11 @@ mod tests {
     #[test]
     fn a_few_bytes_teach_nothing() {
         let mut rest = Rest::of_one_of_many();
+        for _ in 0..100 {
+            rest.begin(64 << 10);
+            rest.learn(Duration::from_micros(4));
+        }
+        rest.begun = false;
         rest.begin(4096);
         rest.meet(|| compute_for(Duration::from_millis(1)), |()| Duration::ZERO);
         rest.begin(MIB);

@@ -106,8 +106,11 @@ impl Events {
 impl Speaker {
     /// Hears what was said; `false` when there is no more.
     fn hear(&mut self, events: &mut Vec<Event>) -> bool {
+        /// How often to read at once: one that never stops speaking is not all that is heard.
+        const AT_ONCE: usize = 16;
+
         let mut buffer = [0; 1 << 14];
-        loop {
+        for _ in 0..AT_ONCE {
             match self.pipe.read(&mut buffer) {
                 Ok(0) => {
                     self.end_line(events);
@@ -120,6 +123,7 @@ impl Speaker {
                 Err(_) => return false,
             }
         }
+        true
     }
 
     fn take(&mut self, bytes: &[u8], events: &mut Vec<Event>) {

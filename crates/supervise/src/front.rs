@@ -12,7 +12,7 @@ use crate::link::word::{self, Word};
 use crate::scratch::Scratch;
 use crate::tell::Voice;
 use nix::sys::prctl;
-use nix::sys::signal::{SigSet, Signal, kill, raise};
+use nix::sys::signal::{SigSet, Signal, kill};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::unistd::{Pid, getpid};
 use pipe_io::poll::{self, PollFd, PollFlags};
@@ -361,13 +361,7 @@ impl Outcome {
         match self {
             Outcome::Status(status) => ExitCode::from(status),
             Outcome::Signal(signal) => {
-                process::restore_default(signal);
-                // What dumps core is the tree, if anything, and not this process.
-                let _ = prctl::set_dumpable(false);
-                let mut this = SigSet::empty();
-                this.add(signal);
-                let _ = this.thread_unblock();
-                let _ = raise(signal);
+                process::die_of(signal);
                 // The first process of a PID namespace survives that.
                 ExitCode::from((128 + signal as i32) as u8)
             }

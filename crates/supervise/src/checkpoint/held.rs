@@ -405,8 +405,11 @@ impl Held {
         if self.is_going() {
             return self.show();
         }
+        let runs_there = self.peer.as_ref().is_some_and(|peer| peer.there() == There::Runs);
         self.holder.settle(|cause, family| match cause {
             Cause::ReadTooLittle(role) => has_written(*role, family),
+            // Its end was seen before its last words.
+            Cause::Unlinked(..) | Cause::Ended(Role::Connection(_), _) => runs_there,
             _ => false,
         });
         if self.holder.began.elapsed() >= self.plan.time_limit {

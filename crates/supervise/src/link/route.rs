@@ -51,6 +51,7 @@ impl Route {
                 ssh.arg("--").arg(host).arg(receive);
                 process::as_our_caller(&mut ssh, &[0, 1]);
                 process::in_a_new_session(&mut ssh);
+                process::with_us(&mut ssh);
                 ssh
             }
             Connect::Command(text) => {

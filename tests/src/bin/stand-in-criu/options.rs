@@ -32,8 +32,8 @@ const IGNORED: [&str; 8] = [
 ];
 
 /// Options with a value that change nothing here.
-const IGNORED_WITH_VALUE: [&str; 5] =
-    ["--network-lock", "--external", "--inherit-fd", "--ghost-limit", "--root"];
+const IGNORED_WITH_VALUE: [&str; 6] =
+    ["--network-lock", "--external", "--inherit-fd", "--ghost-limit", "--root", "--join-ns"];
 
 impl Options {
     pub(crate) fn parse(arguments: &[String]) -> Result<Options, Fault> {
