@@ -80,11 +80,12 @@ impl Extents {
         let end = start + length;
         let first = self.pieces.partition_point(|piece| piece.in_file + piece.length <= start);
         let pieces = self.pieces.iter().skip(first).take_while(move |piece| piece.in_file < end);
-        pieces.map(move |piece| {
+        let parts = pieces.map(move |piece| {
             let from = start.max(piece.in_file);
             let to = end.min(piece.in_file + piece.length);
             (piece.in_store + (from - piece.in_file), to - from)
-        })
+        });
+        parts.filter(|(_, length)| *length > 0)
     }
 }
 
