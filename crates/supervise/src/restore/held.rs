@@ -460,11 +460,8 @@ impl Held {
             let awaited = self.awaited();
             return self.holder.fail(Cause::TimeLimit(self.plan.time_limit, awaited.into()));
         }
-        if self.is_whole()
-            && self.question.is_some()
-            && self.may_run()
-            && let Some(question) = self.question.take()
-        {
+        let may_run = self.is_whole() && self.question.is_some() && self.may_run();
+        if let Some(question) = if may_run { self.question.take() } else { None } {
             if let Some(root) = self.root.filter(|_| self.plan.wait) {
                 self.holder.family.adopt(Role::Tree, root);
             }
@@ -566,9 +563,8 @@ impl Held {
     fn tell_restored(&self) {
         let voice = self.holder.voice;
         for role in [Role::Serve, Role::Merge] {
-            if let Some(status) = self.holder.family.status(role)
-                && !status.success()
-            {
+            let failed = self.holder.family.status(role).filter(|status| !status.success());
+            if let Some(status) = failed {
                 voice.say(format_args!("warning: {role} {}", HasEnded(status)));
             }
         }
