@@ -269,7 +269,7 @@ fn processes_change_their_memory_in_every_way_while_it_comes() {
         let Some(bench) = Bench::set_up(&format!("storm_{processes}")) else {
             return;
         };
-        let Some(mut storm) = Storm::start(&bench, name, processes, 160 / processes) else {
+        let Some(mut storm) = Storm::start(&bench, name, processes, 120 / processes) else {
             return;
         };
         storm.dump(&bench);
@@ -303,7 +303,7 @@ fn a_tree_whose_memory_cannot_come_is_gone_and_was_never_wrong() {
     };
     storm.dump(&bench);
     let deaths = [Death::Server, Death::Keeper, Death::Terminated, Death::Cut, Death::Rewritten];
-    for (turn, death) in deaths.into_iter().cycle().take(10).enumerate() {
+    for (turn, death) in deaths.into_iter().enumerate() {
         dies(&bench, &mut storm, death, turn as u64);
     }
 }
