@@ -39,7 +39,10 @@ fuzz_target!(|bytes: &[u8]| {
 
     // CRIU reads the pages image without what comes late, and nothing else has changed.
     let again = split(&rewritten, PAGE).expect("CRIU could not read it");
-    assert_eq!((again.pages_id, again.size, sum(&again.eager)), (pages_id, sum(&eager), sum(&eager)));
+    assert_eq!(
+        (again.pages_id, again.size, sum(&again.eager)),
+        (pages_id, sum(&eager), sum(&eager))
+    );
     assert!(again.lazy.is_empty());
     assert_eq!(again.rewritten, rewritten);
     assert!(rewritten.len() <= 2 * file.len());
