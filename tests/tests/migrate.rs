@@ -358,7 +358,7 @@ fn wrong_usage_is_found_before_anything_is_begun() {
         (&["--receive", "-t", "1"], "--tree"),
         (&["--receive", "host"], "'host' is no option"),
         (&["--receive", "--connection", "x:0:2"], "TOKEN:INDEX:COUNT"),
-        (&["--directory", "-t", "1", "host"], "--receive"),
+        (&["--directory", "-t", "1", "host"], "--directory"),
     ];
     for (words, mentioned) in wrong {
         let scene = Scene::new();

@@ -51,7 +51,7 @@ struct Args {
     #[arg(long, value_name = "PATH", verbatim_doc_comment)]
     fs: Vec<PathBuf>,
 
-    /// Give these options to `criu restore` over there
+    /// Give these to `criu restore` over there
     #[arg(
         long,
         value_name = "OPTIONS",
@@ -61,7 +61,7 @@ struct Args {
     )]
     restore_options: String,
 
-    /// Give up, and let the tree run on here, after so long [3600]
+    /// Give up after so long [3600]
     #[arg(
         long,
         value_name = "SECONDS",
@@ -102,7 +102,7 @@ struct Args {
     )]
     receive: bool,
 
-    /// Be one of several connections, as $RECEIVE says
+    /// Be one of several, as $RECEIVE says
     // `requires` alone is not held to where what is required conflicts with what is given.
     #[arg(
         long,
@@ -113,7 +113,7 @@ struct Args {
     )]
     connection: Option<Appointment>,
 
-    /// With --receive: unpack the image, and restore from that
+    /// With --receive: restore from files
     ///
     /// For what CRIU can restore from no stream. The other end asks for it
     /// by --restore-options --directory.
