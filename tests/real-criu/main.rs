@@ -12,6 +12,7 @@ mod pipeline;
 mod stamper;
 mod victim;
 
+mod cases;
 mod chaos;
 mod cycles;
 mod directory;

@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitPidFlag, waitpid};
@@ -246,4 +247,40 @@ fn a_descriptor_that_cannot_be_carried_is_wrong_usage() {
     assert_eq!(run.status.code(), Some(2));
     let said = String::from_utf8_lossy(&run.stderr);
     assert!(said.contains("is a pipe, and PROGRAM could not be checkpointed"), "{said}");
+}
+
+#[test]
+fn waiting_for_the_end_of_a_restored_program_costs_nothing() {
+    let Some(bench) = Bench::set_up("costs_nothing") else { return };
+    let script = "--image job.img --network-lock skip -- sh -c 'echo 1; exec sleep 1000'";
+    let mut run = Run::start(&bench, script);
+    wait_until(&bench, 1);
+    run.signal(Signal::SIGTERM);
+    assert_eq!(run.ends().code(), Some(75), "{}", messages(&bench));
+    let mut run = Run::start(&bench, script);
+    let restored = || messages(&bench).contains("goes on from its image").then_some(());
+    wait_for("the restore", restored);
+    // Longer than what else is waited for after a restore.
+    let waiter = children(pid_of(&run.child));
+    let before: f64 = waiter.iter().map(|pid| seconds(*pid)).sum();
+    std::thread::sleep(Duration::from_secs(5));
+    let after: f64 = waiter.iter().map(|pid| seconds(*pid)).sum();
+    assert!(after - before < 0.5, "{} s of CPU time", after - before);
+    run.signal(Signal::SIGINT);
+    assert_eq!(run.ends().signal(), Some(2), "{}", messages(&bench));
+}
+
+/// The processes below this one.
+fn children(pid: Pid) -> Vec<Pid> {
+    let list = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
+    let pids = list.split_whitespace().map(|pid| Pid::from_raw(pid.parse().expect("a number")));
+    pids.flat_map(|pid| [vec![pid], children(pid)].concat()).collect()
+}
+
+/// The CPU time of a process so far.
+fn seconds(pid: Pid) -> f64 {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    let fields = stat.rsplit(')').next().unwrap_or_default();
+    let ticks = fields.split_whitespace().skip(11).take(2);
+    ticks.map(|ticks| ticks.parse::<f64>().expect("a number") / 100.0).sum()
 }

@@ -51,7 +51,7 @@ struct Args {
     #[arg(long, value_name = "PATH", verbatim_doc_comment)]
     fs: Vec<PathBuf>,
 
-    /// Give these to `criu restore` over there
+    /// Give these options to criu restore there
     #[arg(
         long,
         value_name = "OPTIONS",
@@ -61,7 +61,7 @@ struct Args {
     )]
     restore_options: String,
 
-    /// Give up after so long [3600]
+    /// Give up, and let it run on here [3600]
     #[arg(
         long,
         value_name = "SECONDS",
@@ -113,7 +113,7 @@ struct Args {
     )]
     connection: Option<Appointment>,
 
-    /// With --receive: restore from files
+    /// With --receive: restore from a directory
     ///
     /// For what CRIU can restore from no stream. The other end asks for it
     /// by --restore-options --directory.

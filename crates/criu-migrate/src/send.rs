@@ -53,9 +53,8 @@ fn plan(args: Args, mut split: Split) -> Result<Plan, UsageError> {
 /// A host, or one argument after `--`.
 fn connect(args: &Args, split: &mut Split) -> Result<Connect, UsageError> {
     let command = split.behind.take();
-    if command.is_none()
-        && let Some(host) = split.criu.take_operand()
-    {
+    let host = if command.is_none() { split.criu.take_operand() } else { None };
+    if let Some(host) = host {
         let options = args.ssh_option.iter().map(OsString::from).collect();
         return Ok(Connect::Ssh { host, options });
     }

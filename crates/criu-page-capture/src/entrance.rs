@@ -151,9 +151,9 @@ impl Entrance {
         words.into_iter().map(fill).collect()
     }
 
-    /// Notes that the command was started, and has its descriptor.
-    pub(crate) fn command_was_started(&mut self) {
-        self.for_command = None;
+    /// Notes that the command was started. Whether it has a connected descriptor.
+    pub(crate) fn command_was_started(&mut self) -> bool {
+        self.for_command.take().is_some()
     }
 
     /// Waits for CRIU.

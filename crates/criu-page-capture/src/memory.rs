@@ -19,8 +19,9 @@ pub(crate) struct Incoming {
     few: Vec<u8>,
 }
 
-/// So many bytes of pages, that came a few at a time, go into the stream together. More and more
-/// memory is written that the processor's cache has lost; at a quarter, with four times the markers.
+/// So many bytes of pages, that came a few at a time, go into the stream together: less than the
+/// processor's cache has, and so many that their marker is nothing beside them. Chosen, not
+/// measured.
 const TOGETHER: usize = 256 << 10;
 
 /// What one marker announces at most, in bytes.

@@ -48,7 +48,9 @@ fn capture(args: Args, whence: Whence, stdout: Endpoint, progress: Progress) -> 
     }
     progress.socket_init();
     let child = Child::start(NAME, &entrance.fill_in(args.command))?;
-    entrance.command_was_started();
+    if entrance.command_was_started() {
+        child.iter().for_each(Child::connected);
+    }
     program.confine();
     let mut around = Around { files, child };
     let outcome = entrance.admit(&mut around, output.endpoint()).and_then(|wire| {

@@ -55,10 +55,10 @@ struct Args {
     #[arg(long, verbatim_doc_comment)]
     directory: bool,
 
-    /// Let the tree run at once, with its memory in the image FILE
+    /// Let the tree run at once; FILE is its image
     ///
-    /// Memory comes when it is touched, and meanwhile. FILE is uncompressed, and
-    /// stays as it is until we end, when all memory is there.
+    /// Memory comes when it is touched, and meanwhile. FILE must not be
+    /// compressed, and must stay as it is until this ends.
     #[arg(
         long,
         value_name = "FILE",
@@ -73,7 +73,7 @@ struct Args {
     #[arg(long, verbatim_doc_comment)]
     fs: bool,
 
-    /// Give the tree our own standard input, output and error
+    /// Give the tree our own standard descriptors
     ///
     /// In place of those of its root that were pipes.
     #[arg(long, help_heading = "Tree", verbatim_doc_comment)]

@@ -315,11 +315,8 @@ impl Life {
         self.teller.running.retain(|command| *command != pid);
         if pid == self.stand.pid {
             self.ended = Some(status);
-        } else if self.checkpoint.as_ref().is_some_and(|it| it.pid == pid)
-            && let Some(checkpoint) = self.checkpoint.take()
-        {
+        } else if self.checkpoint.as_ref().is_some_and(|it| it.pid == pid) {
             // Its result may have come with its end.
-            self.checkpoint = Some(checkpoint);
             self.hear();
             if let Some(checkpoint) = self.checkpoint.take() {
                 self.result = None;
@@ -346,12 +343,20 @@ impl Life {
                 let cause = outcome.and_then(|it| it.cause);
                 let cause = cause.unwrap_or_else(|| HasEnded(status).to_string());
                 self.teller.tell(&Event::Failed { snapshot, cause });
-                if let (false, Some((signal, _))) = (snapshot, self.asked.take())
-                    && self.plan.on_failure == OnFailure::Pass
-                {
-                    let _ = kill(self.stand.pid, signal);
-                }
+                self.give_up_on(snapshot);
             }
+        }
+    }
+
+    /// After a checkpoint that failed its signal is passed on, or forgotten. A snapshot has none: the
+    /// signal that may have ended it is still to be answered.
+    fn give_up_on(&mut self, snapshot: bool) {
+        if snapshot {
+            return;
+        }
+        let signal = self.asked.take().map(|(signal, _)| signal);
+        if let Some(signal) = signal.filter(|_| self.plan.on_failure == OnFailure::Pass) {
+            let _ = kill(self.stand.pid, signal);
         }
     }
 
@@ -371,10 +376,10 @@ impl Life {
         if let (Some((_, since)), Some(root)) = (self.asked, self.root) {
             let left = self.plan.deadline.saturating_sub(since.elapsed());
             self.begin_checkpoint(root, false, left);
-        } else if let Some(every) = self.plan.every
-            && let Some(root) = self.root.filter(|_| self.may_take_snapshot())
-            && self.last_snapshot.elapsed() >= every
-        {
+            return None;
+        }
+        let is_due = self.plan.every.is_some_and(|every| self.last_snapshot.elapsed() >= every);
+        if let Some(root) = self.root.filter(|_| is_due && self.may_take_snapshot()) {
             self.begin_checkpoint(root, true, Duration::from_secs(3600));
         }
         None
@@ -393,11 +398,7 @@ impl Life {
                 self.teller.voice.say(format_args!("criu-checkpoint: {cause}"));
                 self.last_snapshot = Instant::now();
                 self.teller.tell(&Event::Failed { snapshot, cause });
-                if let (false, Some((signal, _))) = (snapshot, self.asked.take())
-                    && self.plan.on_failure == OnFailure::Pass
-                {
-                    let _ = kill(self.stand.pid, signal);
-                }
+                self.give_up_on(snapshot);
             }
         }
     }

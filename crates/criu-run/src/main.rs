@@ -97,7 +97,7 @@ struct Args {
     )]
     checkpoint_on: Signal,
 
-    /// Have the image safe so long after the signal, or give up [3600]
+    /// Time for a checkpoint, then give up [3600]
     #[arg(
         long,
         value_name = "SECONDS",
@@ -108,7 +108,7 @@ struct Args {
     )]
     deadline: u32,
 
-    /// When that fails: pass the signal on, or ignore it [pass]
+    /// If that fails: pass, or ignore it [pass]
     #[arg(
         long,
         value_name = "ACTION",
@@ -130,7 +130,7 @@ struct Args {
     )]
     checkpointed_status: u8,
 
-    /// Take a snapshot of the running program every so often
+    /// Take a snapshot every so often
     #[arg(
         long,
         value_name = "SECONDS",

@@ -65,6 +65,9 @@ impl Extents {
     }
 
     fn add(&mut self, in_store: u64, length: u64) {
+        if length == 0 {
+            return;
+        }
         match self.pieces.last_mut() {
             Some(last) if last.in_store + last.length == in_store => last.length += length,
             _ => self.pieces.push(Extent { in_file: self.length, in_store, length }),
@@ -77,11 +80,12 @@ impl Extents {
         let end = start + length;
         let first = self.pieces.partition_point(|piece| piece.in_file + piece.length <= start);
         let pieces = self.pieces.iter().skip(first).take_while(move |piece| piece.in_file < end);
-        pieces.map(move |piece| {
+        let parts = pieces.map(move |piece| {
             let from = start.max(piece.in_file);
             let to = end.min(piece.in_file + piece.length);
             (piece.in_store + (from - piece.in_file), to - from)
-        })
+        });
+        parts.filter(|(_, length)| *length > 0)
     }
 }
 

@@ -26,9 +26,7 @@ pub(crate) fn list(args: &Args) -> Result<(), Failure<Error>> {
 /// `image-extract --verify`
 pub(crate) fn verify(args: &Args) -> Result<(), Failure<Error>> {
     let (contents, id) = read(args, Descriptors::default())?;
-    if let Some(wanted) = args.image_id
-        && id != Some(wanted)
-    {
+    if let Some(wanted) = args.image_id.filter(|wanted| id != Some(*wanted)) {
         return Err(Failure::Failed(Error::AnotherImage(wanted, id)));
     }
     let bytes: u64 = contents.files.iter().map(|file| file.size).sum();

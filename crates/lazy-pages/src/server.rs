@@ -3,7 +3,7 @@
 
 use crate::connection::{Connection, Event};
 use crate::keeper::Keeper;
-use crate::space::{Answer, Space};
+use crate::space::{Answer, News, Space};
 use crate::tree::Tree;
 use crate::work::Work;
 use crate::{Error, Pages};
@@ -283,23 +283,31 @@ impl<T: FnMut(Moment)> Serving<'_, T> {
 
     /// Reads what the kernel tells, and answers who waits.
     fn read(&mut self, ready: &[bool]) -> Result<(), Error> {
-        let mut children = Vec::new();
-        for (space, _) in self.spaces.iter().zip(ready).filter(|(_, ready)| **ready) {
-            let news = space.read()?;
+        let ready = self.spaces.iter().zip(ready).filter(|(_, ready)| **ready);
+        let ready: Vec<_> = ready.map(|(space, _)| Arc::clone(space)).collect();
+        for space in ready {
+            let mut news = News::default();
+            let read = space.read(&mut news);
+            // Before anything can fail.
+            self.add_children(news.children);
+            read?;
             for address in news.faults {
                 if space.answer(address, self.pages)? == Answer::Later {
-                    self.waiting.push((Arc::clone(space), address));
+                    self.waiting.push((Arc::clone(&space), address));
                 }
             }
-            children.extend(news.children);
-        }
-        if !children.is_empty() {
-            self.search = Some(Search { at: Instant::now(), pause: Duration::from_millis(1) });
-            children.iter().for_each(Space::open);
-            self.spaces.extend(children.into_iter().map(Arc::new));
-            self.server.work.set(&self.spaces);
         }
         Ok(())
+    }
+
+    fn add_children(&mut self, children: Vec<Space>) {
+        if children.is_empty() {
+            return;
+        }
+        self.search = Some(Search { at: Instant::now(), pause: Duration::from_millis(1) });
+        children.iter().for_each(Space::open);
+        self.spaces.extend(children.into_iter().map(Arc::new));
+        self.server.work.set(&self.spaces);
     }
 
     fn answer_waiting(&mut self) -> Result<(), Error> {

@@ -213,6 +213,7 @@ pub fn fork() -> io::Result<Forked> {
 mod tests {
     use super::*;
     use crate::poll;
+    use nix::sys::prctl;
     use nix::sys::signal::Signal;
     use std::process::Stdio;
 

@@ -110,9 +110,7 @@ impl Causes {
         }
         // Only the first errors are causes.
         let hint = HINTS.iter().find(|(words, _)| words.iter().any(|word| line.contains(word)));
-        if let Some((_, hint)) = hint
-            && self.hints.is_empty()
-        {
+        if let Some((_, hint)) = hint.filter(|_| self.hints.is_empty()) {
             self.hints.push(hint);
         }
         self.errors.push(line.trim_end().to_owned());

@@ -317,9 +317,10 @@ impl Holder {
 
     /// Asks a filter for its line of bytes, once a second.
     pub(crate) fn ask_for_bytes(&mut self, role: Role) {
-        if self.asked_for_bytes.elapsed() >= LOOK
-            && let Some(filter) = self.family.running(role)
-        {
+        if self.asked_for_bytes.elapsed() < LOOK {
+            return;
+        }
+        if let Some(filter) = self.family.running(role) {
             let _ = kill(filter, Signal::SIGUSR1);
             self.asked_for_bytes = Instant::now();
         }

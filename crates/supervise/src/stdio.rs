@@ -65,9 +65,8 @@ impl Images<'_> {
             entries::<File>(&files).filter_map(|file| Some((file.id, file.pipe?.inode))).collect();
         let mut inherited: Vec<(u32, u32)> = Vec::new();
         for descriptor in entries::<Descriptor>(&descriptors).filter(|it| it.number <= 2) {
-            if let Some(inode) = pipes.get(&descriptor.file)
-                && inherited.iter().all(|(_, other)| other != inode)
-            {
+            let is_new = |inode: &&u32| inherited.iter().all(|(_, other)| other != *inode);
+            if let Some(inode) = pipes.get(&descriptor.file).filter(is_new) {
                 inherited.push((descriptor.number, *inode));
             }
         }

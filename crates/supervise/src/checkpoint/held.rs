@@ -267,9 +267,10 @@ impl Held {
     fn hear(&mut self, event: Event) {
         match event {
             Event::Line(Role::Capture, line) if line == "socket-init" => {
-                if !self.holder.has_failed()
-                    && let Err(cause) = self.start_criu()
-                {
+                if self.holder.has_failed() {
+                    return;
+                }
+                if let Err(cause) = self.start_criu() {
                     self.holder.fail(cause);
                 }
             }
@@ -426,10 +427,8 @@ impl Held {
     fn go_on_with_peer(&mut self) {
         let is_well = !self.holder.has_failed() && !self.holder.is_suspicious();
         let Some(peer) = &mut self.peer else { return };
-        if is_well
-            && peer.begin_if_ready()
-            && let Err(cause) = self.start_pipeline()
-        {
+        let begins = is_well && peer.begin_if_ready();
+        if let Err(cause) = if begins { self.start_pipeline() } else { Ok(()) } {
             return self.holder.fail(cause);
         }
         let may_go = is_well && self.is_handed_over() && self.question.is_some();
@@ -441,9 +440,10 @@ impl Held {
                 self.holder.suspect(cause, Weight::Filter);
             }
         }
-        if peer.there() == There::Runs
-            && let Some(question) = self.question.take()
-        {
+        if peer.there() != There::Runs {
+            return;
+        }
+        if let Some(question) = self.question.take() {
             self.holder.let_go(question);
         }
     }
@@ -452,15 +452,16 @@ impl Held {
         if !self.is_stored() || self.holder.has_failed() {
             return;
         }
-        if self.verification == Verification::Due
-            && let Some(text) = self.plan.verify.clone()
-            && let Err(cause) = self.start_verification(&text)
-        {
-            self.holder.fail(cause);
+        let due = self.verification == Verification::Due;
+        if let Some(text) = self.plan.verify.clone().filter(|_| due) {
+            if let Err(cause) = self.start_verification(&text) {
+                self.holder.fail(cause);
+            }
         }
-        if self.is_safe()
-            && let Some(question) = self.question.take()
-        {
+        if !self.is_safe() {
+            return;
+        }
+        if let Some(question) = self.question.take() {
             self.holder.let_go(question);
         }
     }
@@ -531,9 +532,8 @@ impl Held {
         if self.holder.has_let_go {
             return "CRIU to let the tree go".into();
         }
-        if let Some(peer) = &self.peer
-            && (peer.is_connecting() || peer.is_going())
-        {
+        let unanswered = self.peer.as_ref().filter(|peer| peer.is_connecting() || peer.is_going());
+        if let Some(peer) = unanswered {
             return format!("the answer of {}", peer.host());
         }
         if self.verification == Verification::Goes {

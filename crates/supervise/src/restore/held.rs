@@ -63,6 +63,8 @@ pub(super) struct Held {
     root: Option<Pid>,
     /// When CRIU has ended well: the tree runs.
     restored: Option<Instant>,
+    /// Whether the front was killed.
+    is_alone: bool,
     /// How the tree has ended, where that is waited for.
     tree_ended: Option<ExitStatus>,
 }
@@ -92,6 +94,7 @@ impl Held {
             question: None,
             root: None,
             restored: None,
+            is_alone: false,
             tree_ended: None,
         }
     }
@@ -106,7 +109,9 @@ impl Held {
             let limit = match self.restored {
                 None if self.ids.is_some() => Instant::now() + LOOK_AT_IDS,
                 Some(_) if self.late.is_some() => Instant::now() + GRACE,
-                Some(restored) => restored + GRACE,
+                // What is left of the pipeline has so long to end; a tree ends when it wants.
+                Some(restored) if restored.elapsed() < GRACE => restored + GRACE,
+                Some(_) => Instant::now() + GRACE,
                 None => self.holder.began + self.plan.time_limit,
             };
             let (events, ends) = self.holder.wait(limit);
@@ -286,7 +291,10 @@ impl Held {
             }
             Event::Signal(Signal::SIGUSR1) => self.holder.voice.pass_on(&self.report().json()),
             Event::Signal(signal) => self.holder.give_up(Cause::Signal(signal)),
-            Event::FrontGone => self.holder.give_up(Cause::FrontKilled),
+            Event::FrontGone => {
+                self.is_alone = true;
+                self.holder.give_up(Cause::FrontKilled);
+            }
             Event::Asked(_) | Event::Silent(_) | Event::ChildEnded => {}
         }
     }
@@ -452,11 +460,8 @@ impl Held {
             let awaited = self.awaited();
             return self.holder.fail(Cause::TimeLimit(self.plan.time_limit, awaited.into()));
         }
-        if self.is_whole()
-            && self.question.is_some()
-            && self.may_run()
-            && let Some(question) = self.question.take()
-        {
+        let may_run = self.is_whole() && self.question.is_some() && self.may_run();
+        if let Some(question) = if may_run { self.question.take() } else { None } {
             if let Some(root) = self.root.filter(|_| self.plan.wait) {
                 self.holder.family.adopt(Role::Tree, root);
             }
@@ -488,7 +493,8 @@ impl Held {
         match (self.holder.has_failed(), self.restored) {
             (true, _) => self.holder.has_ended(),
             (false, None) => false,
-            (false, Some(_)) if self.plan.wait && self.root.is_some() => {
+            // Nobody is left to be told how the tree ends.
+            (false, Some(_)) if self.plan.wait && self.root.is_some() && !self.is_alone => {
                 // What is left of the tree may wait for memory.
                 let is_served = self.late.is_none() || self.pipeline_has_ended();
                 self.tree_ended.is_some() && is_served
@@ -557,9 +563,8 @@ impl Held {
     fn tell_restored(&self) {
         let voice = self.holder.voice;
         for role in [Role::Serve, Role::Merge] {
-            if let Some(status) = self.holder.family.status(role)
-                && !status.success()
-            {
+            let failed = self.holder.family.status(role).filter(|status| !status.success());
+            if let Some(status) = failed {
                 voice.say(format_args!("warning: {role} {}", HasEnded(status)));
             }
         }

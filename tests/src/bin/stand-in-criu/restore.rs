@@ -57,8 +57,9 @@ struct Made {
 
 impl Made {
     fn start(words: &[&str], memory: &[u8]) -> Result<Made, Fault> {
-        /// A shell that waits, and then has no input.
-        const WAITING: &str = r#"[ "$(head -c 1)" = y ] && exec "$@" </dev/null"#;
+        /// A shell that waits, and then has no input, nor the signals ignored that CRIU ignores.
+        const WAITING: &str =
+            r#"[ "$(head -c 1)" = y ] && exec env --default-signal "$@" </dev/null"#;
 
         let (program, arguments) = words.split_first().ok_or("no command line")?;
         let holds = arguments.first() == Some(&"hold");
