@@ -3,7 +3,7 @@
 use crate::inherit;
 use crate::pipe::Pipe;
 use nix::errno::Errno;
-use nix::sys::prctl::{set_dumpable, set_pdeathsig};
+use nix::sys::prctl;
 use nix::sys::signal::{SigHandler, SigSet, Signal, raise, signal};
 use nix::sys::wait::{Id, WaitPidFlag, waitid};
 use nix::unistd::{Pid, getpid, getppid, setsid};
@@ -104,7 +104,7 @@ pub fn in_a_new_session(command: &mut Command) {
 pub fn with_us(command: &mut Command) {
     let us = getpid();
     let follow = move || {
-        set_pdeathsig(Signal::SIGTERM)?;
+        prctl::set_pdeathsig(Signal::SIGTERM)?;
         match getppid() == us {
             true => Ok(()),
             // It has died before that could be told.
@@ -118,7 +118,7 @@ pub fn with_us(command: &mut Command) {
 /// Lets us live on when the thread that has started us dies, also where it has used [`with_us`]. To
 /// be called by the first thread.
 pub fn without_starter() -> io::Result<()> {
-    Ok(set_pdeathsig(None)?)
+    Ok(prctl::set_pdeathsig(None)?)
 }
 
 /// Starts the program with this signal blocked, besides what is so by then: one that takes signals
@@ -145,7 +145,7 @@ fn ignore(number: Signal) -> nix::Result<()> {
 /// Ends this process by a signal, as another one has ended by it, without a core of our own. Returns
 /// where that is not possible: the first process of a PID namespace survives its own signals.
 pub fn die_of(number: Signal) {
-    let _ = set_dumpable(false);
+    let _ = prctl::set_dumpable(false);
     // Rust has a handler for some.
     // SAFETY: the default action is no handler.
     let _ = unsafe { signal(number, SigHandler::SigDfl) };
