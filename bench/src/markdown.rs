@@ -1,6 +1,7 @@
 //! The tables of docs/performance.md.
 
 use crate::Error;
+use crate::plot;
 use crate::report;
 use crate::results::{CaseResults, Results, SettingResults};
 use std::fmt::Write;
@@ -15,6 +16,10 @@ pub(crate) fn fill(path: &Path, results: &Results) -> Result<(), Error> {
     for setting in &results.settings {
         let name = report::size(setting.pipe_max_size as u64);
         replace(&mut page, &name, &tables(setting));
+    }
+    if results.settings.iter().any(plot::has_arrival) {
+        let figure = "![Seconds until a process is restored](figures/arrival.svg)\n";
+        replace(&mut page, "arrival", figure);
     }
     fs::write(path, page)?;
     println!("{}", path.display());

@@ -47,7 +47,7 @@ pub(crate) fn run(docs: &Path) -> Result<ExitCode, Error> {
             println!("{}", path.display());
         }
     }
-    if let Some(setting) = results.settings.last() {
+    if let Some(setting) = results.settings.iter().rfind(|it| has_arrival(it)) {
         let path = figures.join("arrival.svg");
         fs::write(&path, arrival(setting))?;
         println!("{}", path.display());
@@ -112,6 +112,12 @@ fn svg(title: &str, height: usize, body: &str) -> String {
          <rect width=\"{WIDTH}\" height=\"{height}\" fill=\"#fff\"/>\n{body}</svg>\n",
         escape(title)
     )
+}
+
+/// Whether restores were measured whose image arrives.
+pub(crate) fn has_arrival(setting: &SettingResults) -> bool {
+    let mut arriving = setting.cases.iter().filter(|case| case.name == "criu-arrival");
+    arriving.any(|case| case.contenders.iter().any(|contender| contender.median.is_some()))
 }
 
 /// A restore whose image arrives, beside the two that its time is made of: their sum, or the longer

@@ -4,7 +4,7 @@
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use crate::bench::{program, skip};
+use crate::bench::{Bench, program, skip};
 
 /// What `tests/kernels/boot` ends with where it cannot boot.
 const CANNOT: i32 = 77;
@@ -12,6 +12,9 @@ const CANNOT: i32 = 77;
 #[test]
 fn increments_have_what_has_changed_and_combine_to_the_whole() {
     let name = "increments_have_what_has_changed_and_combine_to_the_whole";
+    // It brings its own kernel, and this machine's CRIU.
+    let Some(bench) = Bench::set_up("increments") else { return };
+    drop(bench);
     let kernels = Path::new(env!("CARGO_MANIFEST_DIR")).join("kernels");
     let programs = ["victim", "criu-page-capture", "image-combine", "image-serve", "image-extract"];
     let booted = Command::new(kernels.join("boot"))

@@ -252,7 +252,7 @@ fn a_descriptor_that_cannot_be_carried_is_wrong_usage() {
 #[test]
 fn waiting_for_the_end_of_a_restored_program_costs_nothing() {
     let Some(bench) = Bench::set_up("costs_nothing") else { return };
-    let script = "--image job.img --network-lock skip -- sh -c 'echo 1; sleep 1000'";
+    let script = "--image job.img --network-lock skip -- sh -c 'echo 1; exec sleep 1000'";
     let mut run = Run::start(&bench, script);
     wait_until(&bench, 1);
     run.signal(Signal::SIGTERM);

@@ -153,6 +153,8 @@ fn start(
     lent: &[&OwnedFd],
 ) -> Result<(), Error> {
     process::with_us(&mut command);
+    // It may come before the filter listens.
+    process::blocking(&mut command, Signal::SIGUSR1);
     lending(lent, || family.start(role, command).map(drop))
         .map_err(|error| Error::NotStarted(role, error))
 }

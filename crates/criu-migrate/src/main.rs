@@ -103,14 +103,27 @@ struct Args {
     receive: bool,
 
     /// Be one of several connections, as $RECEIVE says
-    #[arg(long, value_name = "TOKEN:INDEX:COUNT", requires = "receive", help_heading = "Link")]
+    // `requires` alone is not held to where what is required conflicts with what is given.
+    #[arg(
+        long,
+        value_name = "TOKEN:INDEX:COUNT",
+        requires = "receive",
+        conflicts_with = "tree",
+        help_heading = "Link"
+    )]
     connection: Option<Appointment>,
 
     /// With --receive: unpack the image, and restore from that
     ///
     /// For what CRIU can restore from no stream. The other end asks for it
     /// by --restore-options --directory.
-    #[arg(long, requires = "receive", help_heading = "Link", verbatim_doc_comment)]
+    #[arg(
+        long,
+        requires = "receive",
+        conflicts_with = "tree",
+        help_heading = "Link",
+        verbatim_doc_comment
+    )]
     directory: bool,
 
     /// Have CRIU leave its logs in DIR [none stay]

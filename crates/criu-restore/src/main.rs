@@ -57,8 +57,8 @@ struct Args {
 
     /// Let the tree run at once, with its memory in the image FILE
     ///
-    /// Memory comes when it is touched, and meanwhile. FILE is uncompressed, and
-    /// stays as it is until we end, when all memory is there.
+    /// Memory comes when it is touched, and meanwhile. FILE is not compressed,
+    /// and stays as it is until all memory is there and this ends.
     #[arg(
         long,
         value_name = "FILE",

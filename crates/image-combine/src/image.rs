@@ -65,6 +65,9 @@ impl Extents {
     }
 
     fn add(&mut self, in_store: u64, length: u64) {
+        if length == 0 {
+            return;
+        }
         match self.pieces.last_mut() {
             Some(last) if last.in_store + last.length == in_store => last.length += length,
             _ => self.pieces.push(Extent { in_file: self.length, in_store, length }),

@@ -4,11 +4,14 @@
 //! the message is read. Two threads that change the memory at once may be told of in either order,
 //! whichever change came first. What that leaves open is decided so that no page is lost:
 //!
-//! - memory that is unmapped is not forgotten but *doubtful*: if another thread has moved memory
-//!   to its place, and that was told first, then bringing the pages works, and was right; else
-//!   there is no memory to bring them to;
+//! - of memory that has moved somewhere, and then is told to be unmapped there, it is *doubtful*
+//!   whether it is there: what was unmapped may be what was there before. As soon as the process
+//!   is seen not to be changing its memory, the kernel is asked;
 //! - the memory of a fork's child may be as it was before or after a move that another thread of
-//!   its parent made at the same time. The child gets the pages at both places, as doubtful.
+//!   its parent made at the same time. It is asked for at both places.
+//!
+//! To keep what was unmapped for longer would be wrong: a mapping beside it may grow there, which
+//! nobody is told of, and would find it in the place of zeros.
 //!
 //! Dropped pages (`madvise`) may be taken as dropped before or after a fork at the same time:
 //! neither had returned, so nobody can tell.
@@ -24,6 +27,10 @@ pub(crate) struct Layout {
     claims: Vec<Ranges>,
     /// Where memory was that has moved since the process was last seen not to be changing it.
     moved: Vec<(u64, Range)>,
+    /// Where it has moved to: first addresses, and those behind the last.
+    arrived: Vec<(u64, u64)>,
+    /// Whether memory may be missing without a message: a fork's child does not get all.
+    lenient: bool,
     /// Where the last thread that was waited for has touched memory: what lies behind comes next.
     near: u64,
 }
@@ -94,6 +101,7 @@ impl Layout {
             }
         }
         self.moved.extend(taken.into_iter().flatten());
+        self.arrived.push((to, to_end));
     }
 
     /// Pages were dropped: they are zeros from now on.
@@ -107,37 +115,72 @@ impl Layout {
         self.moved.extend(moved.iter());
     }
 
-    /// There is no memory any more, or that of another thread.
+    /// There is no memory any more, unless it has just moved there.
     pub(crate) fn unmap(&mut self, start: u64, end: u64) {
+        let arrived = std::mem::take(&mut self.arrived);
         for ranges in self.all() {
-            for (address, range) in ranges.cut(start, end) {
+            let unmapped = ranges.cut(start, end);
+            let mut there = Ranges::default();
+            unmapped.into_iter().for_each(|(address, range)| there.insert(address, range));
+            let recent = arrived.iter().flat_map(|(start, end)| there.cut(*start, *end));
+            for (address, range) in recent {
                 ranges.insert(address, Range { doubtful: true, ..range });
             }
         }
+        self.arrived = arrived;
+    }
+
+    /// Whether something is known to have happened in either of two orders.
+    pub(crate) fn is_unsettled(&self) -> bool {
+        !self.moved.is_empty() || !self.arrived.is_empty() || self.doubts().next().is_some()
     }
 
     /// The process was seen not to be changing its memory.
     pub(crate) fn settled(&mut self) {
         self.moved.clear();
+        self.arrived.clear();
+    }
+
+    /// Memory that may be gone.
+    pub(crate) fn doubts(&self) -> impl Iterator<Item = (u64, Range)> + '_ {
+        let sets = std::iter::once(&self.waiting).chain(&self.claims);
+        sets.flat_map(Ranges::iter).filter(|(_, range)| range.doubtful)
+    }
+
+    /// Settles a doubt.
+    pub(crate) fn resolve(&mut self, address: u64, range: Range, is_there: bool) {
+        for ranges in self.all() {
+            for (address, range) in ranges.cut(address, address + range.length) {
+                if is_there {
+                    ranges.insert(address, Range { doubtful: false, ..range });
+                }
+            }
+        }
+    }
+
+    /// Whether it is no contradiction if memory is not there.
+    pub(crate) fn is_lenient(&self) -> bool {
+        self.lenient
+    }
+
+    /// Where memory was that has moved lately.
+    pub(crate) fn moved(&self) -> &[(u64, Range)] {
+        &self.moved
     }
 
     /// What a child lacks that was forked off.
     pub(crate) fn child(&self) -> Layout {
-        let mut child = Layout::new(self.claims.len());
+        let mut child = Layout { lenient: true, ..Layout::new(self.claims.len()) };
         let sets = std::iter::once(&self.waiting).chain(&self.claims);
         for (address, range) in sets.flat_map(Ranges::iter) {
-            child.waiting.insert(address, Range { doubtful: true, ..range });
+            child.waiting.insert(address, range);
         }
-        child.also(&self.moved);
         child
     }
 
-    /// Adds what may be there as well, as a move at the same time may have come before the fork or
-    /// after it.
-    pub(crate) fn also(&mut self, places: &[(u64, Range)]) {
-        for (address, range) in places {
-            self.waiting.insert_around(*address, Range { doubtful: true, ..*range });
-        }
+    /// Adds what is there as well, as a move at the same time has come before the fork or after it.
+    pub(crate) fn also(&mut self, address: u64, range: Range) {
+        self.waiting.insert_around(address, range);
     }
 
     /// All memory from `start` up to `end` that is still to come.
@@ -210,8 +253,14 @@ mod tests {
                     model.extend(moved.map(|at| (page, at)));
                 }
             }
-            // It is doubtful, but not forgotten.
-            2 => layout.unmap(start, end),
+            // What has moved there lately is doubtful, and not forgotten.
+            2 => {
+                layout.unmap(start, end);
+                model.retain(|page, _| {
+                    let is_unmapped = (first..first + count).contains(page);
+                    !is_unmapped || layout.find(page * PAGE).is_some_and(|range| range.doubtful)
+                });
+            }
             3 => drop(layout.claim(random(FILLERS as u64) as usize, count * PAGE)),
             4 => {
                 let filler = random(FILLERS as u64) as usize;
@@ -254,27 +303,26 @@ mod tests {
             let child = layout.child();
             for page in 0..110 {
                 assert_eq!(found(&child, page), model.get(&page).copied(), "page {page}, {seed}");
-                assert!(child.find(page * PAGE).is_none_or(|range| range.doubtful));
+                assert!(child.is_lenient());
             }
         }
     }
 
     #[test]
-    fn a_child_that_was_forked_around_a_move_finds_its_pages_at_both_places() {
+    fn where_memory_was_is_known_until_the_process_is_seen_to_be_calm() {
         let (mut layout, _) = layout(4);
         layout.claim(0, PAGE).unwrap();
         layout.remap(0, 10 * PAGE, 2 * PAGE);
-        let before = layout.child();
-        let mut after = layout.child();
-        layout.remap(2 * PAGE, 20 * PAGE, PAGE);
-        after.also(&layout.part(20 * PAGE, 21 * PAGE));
-        for (page, expected) in [(0, 0), (1, 1), (10, 0), (11, 1), (2, 2), (3, 3)] {
-            assert_eq!(found(&before, page), Some(expected), "page {page}");
-            assert_eq!(found(&after, page), Some(expected), "page {page}");
+        let mut child = layout.child();
+        for (address, range) in layout.moved() {
+            child.also(*address, *range);
         }
-        assert_eq!((found(&before, 20), found(&after, 20)), (None, Some(2)));
+        for (page, expected) in [(0, 0), (1, 1), (10, 0), (11, 1), (2, 2), (3, 3)] {
+            assert_eq!(found(&child, page), Some(expected), "page {page}");
+        }
+        assert!(layout.is_unsettled());
         layout.settled();
-        assert_eq!(found(&layout.child(), 0), None);
+        assert!(!layout.is_unsettled() && layout.moved().is_empty());
     }
 
     #[test]
@@ -283,7 +331,10 @@ mod tests {
         layout.remap(0, 10 * PAGE, 2 * PAGE);
         layout.remove(0, PAGE);
         layout.remove(10 * PAGE, 11 * PAGE);
-        let child = layout.child();
+        let mut child = layout.child();
+        for (address, range) in layout.moved() {
+            child.also(*address, *range);
+        }
         assert_eq!((found(&child, 0), found(&child, 10)), (None, None));
         assert_eq!((found(&child, 1), found(&child, 11)), (Some(1), Some(1)));
     }
@@ -299,12 +350,22 @@ mod tests {
     }
 
     #[test]
-    fn unmapped_memory_is_doubtful_wherever_it_moves() {
-        let (mut layout, _) = layout(4);
-        layout.unmap(PAGE, 3 * PAGE);
-        layout.remap(0, 10 * PAGE, 4 * PAGE);
-        let doubtful: Vec<_> =
-            (10..14).map(|page| layout.find(page * PAGE).unwrap().doubtful).collect();
-        assert_eq!(doubtful, [false, true, true, false]);
+    fn unmapped_memory_is_forgotten_unless_it_has_just_arrived() {
+        let (mut layout, _) = layout(8);
+        layout.remap(0, 10 * PAGE, 2 * PAGE);
+        layout.unmap(4 * PAGE, 6 * PAGE);
+        layout.unmap(11 * PAGE, 14 * PAGE);
+        let pages = [4, 5, 10, 11].map(|page| layout.find(page * PAGE));
+        assert_eq!(
+            pages.map(|page| page.map(|range| range.doubtful)),
+            [None, None, Some(false), Some(true)]
+        );
+        let (address, range) = layout.doubts().next().unwrap();
+        layout.clone().resolve(address, range, false);
+        layout.resolve(address, range, true);
+        assert!(layout.doubts().next().is_none() && found(&layout, 11) == Some(1));
+        layout.settled();
+        layout.unmap(10 * PAGE, 12 * PAGE);
+        assert_eq!((found(&layout, 10), found(&layout, 11)), (None, None));
     }
 }

@@ -1,6 +1,7 @@
 //! The memory of one process, and bringing its pages.
 
 use crate::layout::{Claim, Layout};
+use crate::ranges::Range;
 use crate::{Error, Pages};
 use pipe_io::pipe::page;
 use pipe_io::userfault::{Message, Obstacle, Stopped, UserFault};
@@ -55,6 +56,10 @@ pub(crate) enum Answer {
 
 /// Messages that are read before the waiting threads are answered.
 const MESSAGES: usize = 64;
+
+/// How long a process may take to complete changes before others are waited for: a thread has to be
+/// woken up.
+const CALM: Duration = Duration::from_micros(200);
 
 /// How long a parent may take to complete the changes that it was making while it forked.
 const SETTLING: Duration = Duration::from_secs(1);
@@ -112,26 +117,44 @@ impl Space {
             let Some(message) = message else { break };
             self.take(message, news);
             if news.settled < news.children.len() {
-                self.settle(news)?;
+                self.calm_down(news, SETTLING)?;
+                news.settled = news.children.len();
+            }
+        }
+        if self.layout().is_unsettled() {
+            self.calm_down(news, CALM)?;
+        }
+        Ok(())
+    }
+
+    /// Reads messages until the process has completed all changes that it was making, but no longer
+    /// than that: then nothing is in doubt.
+    fn calm_down(&self, news: &mut News, limit: Duration) -> Result<(), Error> {
+        let until = Instant::now() + limit;
+        while Instant::now() < until {
+            if !self.memory.is_changing() {
+                let mut layout = self.layout();
+                layout.settled();
+                self.resolve_doubts(&mut layout);
+                break;
+            }
+            match self.memory.next_message().map_err(Error::System)? {
+                Some(message) => self.take(message, news),
+                None => thread::yield_now(),
             }
         }
         Ok(())
     }
 
-    /// Reads messages until the process has completed all changes that it was making: those that
-    /// it was making while it forked may be told of after the fork.
-    fn settle(&self, news: &mut News) -> Result<(), Error> {
-        const LOOK: Duration = Duration::from_micros(20);
-
-        let until = Instant::now() + SETTLING;
-        while self.memory.is_changing() && Instant::now() < until {
-            match self.memory.next_message().map_err(Error::System)? {
-                Some(message) => self.take(message, news),
-                None => thread::sleep(LOOK),
+    fn resolve_doubts(&self, layout: &mut Layout) {
+        let doubts: Vec<_> = layout.doubts().collect();
+        for (address, range) in doubts {
+            match self.memory.probe(address) {
+                // It has begun to change again.
+                Some(Obstacle::Changing) => {}
+                obstacle => layout.resolve(address, range, obstacle != Some(Obstacle::Unmapped)),
             }
         }
-        news.settled = news.children.len();
-        Ok(())
     }
 
     /// Follows what the process does.
@@ -146,12 +169,25 @@ impl Space {
                 layout.remap(from, to, length);
                 let moved = layout.part(to, to.saturating_add(length));
                 for child in news.children.iter().skip(news.settled) {
-                    child.layout().also(&moved);
+                    child.has_also(&moved);
                 }
             }
             Message::Remove { start, end } => layout.remove(start, end),
             Message::Unmap { start, end } => layout.unmap(start, end),
-            Message::Fork(memory) => news.children.push(Space::new(memory, layout.child())),
+            Message::Fork(memory) => {
+                let child = Space::new(memory, layout.child());
+                child.has_also(layout.moved());
+                news.children.push(child);
+            }
+        }
+    }
+
+    /// Adds what is to come at other places, where this memory has something there.
+    fn has_also(&self, places: &[(u64, Range)]) {
+        for (address, range) in places {
+            if self.memory.probe(*address) != Some(Obstacle::Unmapped) {
+                self.layout().also(*address, *range);
+            }
         }
     }
 
@@ -237,12 +273,15 @@ impl Space {
         pages: &Pages,
     ) -> Result<bool, Error> {
         let _order = self.together();
-        let claimed = self.layout().claimed(filler);
+        let (claimed, is_lenient) = {
+            let layout = self.layout();
+            (layout.claimed(filler), layout.is_lenient())
+        };
         for (address, range) in claimed {
             let start = usize::try_from(range.offset - claim.offset).unwrap_or(usize::MAX);
             let length = usize::try_from(range.length).unwrap_or(usize::MAX);
             let bytes = bytes.get(start..).and_then(|bytes| bytes.get(..length));
-            let run = Run { filler, address, doubtful: range.doubtful };
+            let run = Run { filler, address, doubtful: range.doubtful || is_lenient };
             if !self.bring_run(run, bytes.unwrap_or_default(), pages)? {
                 return Ok(false);
             }

@@ -121,6 +121,14 @@ pub fn without_starter() -> io::Result<()> {
     Ok(set_pdeathsig(None)?)
 }
 
+/// Starts the program with this signal blocked, besides what is so by then: one that takes signals
+/// itself may be sent it before it has begun to.
+pub fn blocking(command: &mut Command, signal: Signal) {
+    let block = move || SigSet::from(signal).thread_block().map_err(io::Error::from);
+    // SAFETY: between fork and exec it makes one system call, with memory of its own stack.
+    unsafe { command.pre_exec(block) };
+}
+
 /// Starts the program with these signals ignored. What is deaf to them keeps on with what it does
 /// when they are sent to all processes of a group, a session or a control group.
 pub fn ignoring(command: &mut Command, signals: &'static [Signal]) {

@@ -65,11 +65,11 @@ fn of(index: usize, shard: &mut Shard, density: u64) -> Result<Option<Room>, Err
         return Ok(None);
     }
     let free = shard.free()?;
-    // An empty pipe is used however small it is, and a smaller one as soon as poll can tell: what
-    // does not fit is owed.
-    let is_usable = free == shard.slots() || (free > Slots(0) && shard.slots() <= MARKER_SLOTS);
-    let at_least = Slots(u64::from(is_usable));
-    let slots = free.saturating_sub(MARKER_SLOTS + Slots(1)).max(at_least);
+    // An empty pipe is used however small it is, and one that would never have room by this count
+    // as soon as poll can tell: what does not fit is owed.
+    let kept = MARKER_SLOTS + Slots(1);
+    let is_usable = free == shard.slots() || (free > Slots(0) && shard.slots() <= kept);
+    let slots = free.saturating_sub(kept).max(Slots(u64::from(is_usable)));
     let bytes = slots.bytes(density);
     Ok((bytes > 0).then_some(Room { shard: index, free, slots, bytes }))
 }

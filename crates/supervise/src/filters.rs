@@ -6,6 +6,7 @@
 
 use crate::shell::find_filter;
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
+use nix::sys::signal::Signal;
 use pipe_io::pipe::{self, Pipe};
 use pipe_io::poll::{self, PollFd, PollFlags};
 use pipe_io::process;
@@ -67,6 +68,8 @@ pub fn filter(name: &str) -> io::Result<(Command, OwnedFd)> {
     process::in_a_new_session(&mut command);
     // The front ends what a holder leaves, but both may be killed at once.
     process::with_us(&mut command);
+    // It is asked for its counters, perhaps before it listens.
+    process::blocking(&mut command, Signal::SIGUSR1);
     let Pipe { read, write } = Pipe::new()?;
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(write);
     Ok((command, read))
