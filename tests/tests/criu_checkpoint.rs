@@ -531,7 +531,7 @@ fn the_first_errors_of_criu_are_told_with_a_hint_and_the_log_is_kept() {
         ("inet: Connected TCP socket, consider using --tcp-established option.", "--tcp-close"),
         ("Can't dump ghost file /x of 3145728 size, increase limit", "--ghost-limit"),
         ("File tmp/log has bad size 5 (expect 4)", "another size"),
-        ("util: execvp(\"iptables-restore\") failed: No such file or directory", ""),
+        ("util: execvp(\"iptables-restore\") failed: No such file or directory", "nftables"),
     ];
     for (error, hint) in cases {
         let (scene, hold) = scene();

@@ -36,6 +36,12 @@ const HINTS: &[(&[&str], &str)] = &[
         "the tree has not accepted a TCP connection yet: --skip-in-flight leaves it out, and \
          --tcp-established keeps those that it has accepted",
     ),
+    // Before what else is missing.
+    (
+        &["iptables", "ip6tables", "Unable to lock network", "network_lock"],
+        "the network cannot be locked: install nftables and use --network-lock nftables, or use \
+         --network-lock skip if the tree has no connections to other hosts",
+    ),
     (
         &["tcp-established", "Connected TCP socket"],
         "the tree has a TCP connection: --tcp-established keeps it, --tcp-close closes it",
@@ -51,11 +57,6 @@ const HINTS: &[(&[&str], &str)] = &[
     (
         &["Can't open file", "open file on fd", "No such file or directory"],
         "a file that was open is missing here: bring it back under the same name",
-    ),
-    (
-        &["iptables", "ip6tables", "Unable to lock network", "network_lock"],
-        "the network cannot be locked: install nftables and use --network-lock nftables, or use \
-         --network-lock skip if the tree has no connections to other hosts",
     ),
     (
         &["Can't fork for", "Pid ", "pid is busy"],
