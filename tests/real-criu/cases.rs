@@ -84,7 +84,7 @@ fn a_tree_restores_in_a_fresh_pid_namespace_whatever_its_ids() {
                 criu-checkpoint -t $id --network-lock skip -- 'cat > image'
 END
                 unshare -pf --mount-proc bash -c \"$(cat dump)\"; PID=''
-                unshare -pf --mount-proc bash -c \"criu-restore -- 'cat image' && kill -9 $(cat id)\""
+                unshare -pf --mount-proc criu-restore -- 'cat image'"
             ),
         );
     }
@@ -97,8 +97,9 @@ fn descriptors_that_the_tree_inherits_are_the_caller_s() {
         run(
             &bench,
             &format!(
-                "rm -f pid
-                echo 'echo $$ > pid; while :; do echo line; sleep 0.05; done' > loop
+                "rm -f pid fifo; mkfifo fifo
+                echo 'echo $$ > pid; exec 9<>fifo
+                    while :; do echo line; read -rt 0.05 -u 9; done' > loop
                 for f in /proc/self/fd/*; do n=${{f##*/}}; [ $n -lt 3 ] || eval \"exec $n>&-\"; done
                 setsid bash loop </dev/null 2>/dev/null | cat >/dev/null &
                 until [ -s pid ]; do sleep 0.02; done
