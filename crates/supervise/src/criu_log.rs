@@ -1,6 +1,6 @@
 //! What CRIU says of a failure, in its log.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader};
 use std::path::Path;
 
@@ -92,6 +92,14 @@ const HINTS: &[(&[&str], &str)] = &[
     ),
 ];
 
+/// Removes the log of an earlier run, which must not be taken for this one's. What is no regular
+/// file, such as `/dev/null`, stays.
+pub fn remove(log: &Path) {
+    if fs::symlink_metadata(log).is_ok_and(|it| it.is_file()) {
+        let _ = fs::remove_file(log);
+    }
+}
+
 /// Reads a log.
 pub fn causes(log: &Path) -> io::Result<Causes> {
     let mut causes = Causes::default();
@@ -121,6 +129,19 @@ impl Causes {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_a_regular_file_is_removed() {
+        let directory = std::env::temp_dir().join(format!("criu-log-{}", std::process::id()));
+        fs::create_dir(&directory).unwrap();
+        let (file, link) = (directory.join("file"), directory.join("link"));
+        fs::write(&file, "old").unwrap();
+        std::os::unix::fs::symlink("/dev/null", &link).unwrap();
+        remove(&link);
+        remove(&file);
+        assert!(fs::symlink_metadata(&link).is_ok() && !file.exists());
+        fs::remove_dir_all(&directory).unwrap();
+    }
 
     #[test]
     fn the_first_errors_are_the_cause_and_noise_is_left_out() {

@@ -5,6 +5,7 @@ use super::report::{End, Report};
 use super::{Destination, Plan};
 use crate::archive;
 use crate::cause::Cause;
+use crate::criu_log;
 use crate::events::Event;
 use crate::family::{Family, Role, signal_all};
 use crate::filters::{Tap, bytes_in, lending};
@@ -19,7 +20,6 @@ use nix::sys::signal::Signal;
 use pipe_io::pipe::Pipe;
 use pipe_io::process;
 use pipe_io::{Bytes, Rate};
-use std::fs;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::process::ExitStatusExt;
@@ -212,8 +212,7 @@ impl Held {
         }
         gate.ask_here(&mut criu, self.plan.time_limit + CRIU_GRACE + AFTER_KILL);
         criu.args(&self.plan.criu_options.arguments);
-        // A log of an earlier run must not be taken for this one's.
-        let _ = fs::remove_file(self.log());
+        criu_log::remove(&self.log());
         self.holder.start_criu(criu, gate, false)
     }
 

@@ -7,6 +7,7 @@ use super::report::{End, Report};
 use super::{Plan, Source};
 use crate::archive;
 use crate::cause::Cause;
+use crate::criu_log;
 use crate::events::Event;
 use crate::family::{HasEnded, Role, Stat, signal_all};
 use crate::filters::{Tap, bytes_in, lending};
@@ -24,7 +25,7 @@ use nix::unistd::Pid;
 use pipe_io::inherit::{self, Direction};
 use pipe_io::process;
 use pipe_io::{Bytes, Rate};
-use std::fs::{self, DirBuilder, File};
+use std::fs::{DirBuilder, File};
 use std::io::Read;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::DirBuilderExt;
@@ -255,8 +256,7 @@ impl Held {
         }
         gate.ask_here(&mut criu, self.plan.time_limit + CRIU_GRACE + AFTER_KILL);
         criu.args(options);
-        // A log of an earlier run must not be taken for this one's.
-        let _ = fs::remove_file(self.log());
+        criu_log::remove(&self.log());
         let lent: Vec<&OwnedFd> = self.inherited.iter().map(|(fd, _)| fd).collect();
         let on_terminal = self.plan.criu_options.shell_job;
         lending(&lent, || Ok(self.holder.start_criu(criu, gate, on_terminal)))
