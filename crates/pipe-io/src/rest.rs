@@ -36,8 +36,8 @@ impl Rest {
     /// A rest is worth no sleep if it is shorter.
     const SHORTEST: Duration = Duration::from_micros(20);
     /// What the pace becomes after a call that was not disturbed: less, to find out whether less
-    /// will do. At half of the step, a reader that has become faster is found out twice as late;
-    /// at double, one call in three is disturbed.
+    /// will do. The step is reasoned, not measured: a smaller one finds out later that a reader has
+    /// become faster, a larger one disturbs more calls.
     const TRY: f64 = 7.0 / 8.0;
 
     /// Where there are other pipes to go on with, a tenth of what copying takes.
