@@ -1,8 +1,9 @@
 //! The options that several filters share.
 
 use crate::Place;
+use pipe_io::inherit::{self, Direction, Refusal};
 use std::ffi::OsString;
-use std::os::fd::RawFd;
+use std::os::fd::{OwnedFd, RawFd};
 use std::str::FromStr;
 use wire_format::FileName;
 
@@ -45,6 +46,14 @@ impl FromStr for Fd {
             _ => Err("not a file descriptor's number"),
         }
     }
+}
+
+/// Where a command writes its result as a line of JSON: the descriptor of `--json-fd`, or 1 with
+/// `--json`. A descriptor that cannot be written to is refused.
+pub fn result_to(json: bool, json_fd: Option<Fd>) -> Result<Option<OwnedFd>, (RawFd, Refusal)> {
+    let number = json_fd.map(|fd| fd.0).or(json.then_some(1));
+    let open = |fd| inherit::duplicate(fd, Direction::Output).map_err(|refusal| (fd, refusal));
+    number.map(open).transpose()
 }
 
 /// `NAME:FD`: a file that is not CRIU's, and where it is read from or written to.

@@ -34,7 +34,7 @@ mod stream_input;
 mod stream_output;
 mod suggest;
 
-pub use args::{CommandArgs, CommonArgs, ExternalFile, Fd};
+pub use args::{CommandArgs, CommonArgs, ExternalFile, Fd, result_to};
 pub use child::{Child, ChildError};
 pub use cleanup::Cleanup;
 pub use closing::{Closing, ClosingError};

@@ -3,7 +3,6 @@
 use crate::usage::{UsageError, wrong};
 use crate::{Args, NAME};
 use nix::unistd::Pid;
-use pipe_io::inherit::{self, Direction};
 use std::ffi::OsString;
 use std::num::NonZeroUsize;
 use std::os::fd::OwnedFd;
@@ -98,10 +97,5 @@ fn files(args: &Args) -> Result<Vec<PathBuf>, UsageError> {
 
 /// Where the line of JSON goes.
 fn json(args: &Args) -> Result<Option<OwnedFd>, UsageError> {
-    let fd = args.json_fd.map(|fd| fd.0).or(args.json.then_some(1));
-    let open = |fd| {
-        let file = inherit::duplicate(fd, Direction::Output);
-        file.map_err(|refusal| UsageError::Json(fd, refusal))
-    };
-    fd.map(open).transpose()
+    cli::result_to(args.json, args.json_fd).map_err(|(fd, refusal)| UsageError::Json(fd, refusal))
 }

@@ -1,7 +1,7 @@
 //! From the command line to a plan.
 
 use crate::{Args, NAME};
-use pipe_io::inherit::{self, Direction, Refusal};
+use pipe_io::inherit::Refusal;
 use std::env;
 use std::ffi::OsString;
 use std::fmt;
@@ -109,12 +109,7 @@ fn open(path: &Path) -> Result<OwnedFd, UsageError> {
 
 /// Where the line of JSON goes.
 fn json(args: &Args) -> Result<Option<OwnedFd>, UsageError> {
-    let fd = args.json_fd.map(|fd| fd.0).or(args.json.then_some(1));
-    let open = |fd| {
-        let file = inherit::duplicate(fd, Direction::Output);
-        file.map_err(|refusal| UsageError::Json(fd, refusal))
-    };
-    fd.map(open).transpose()
+    cli::result_to(args.json, args.json_fd).map_err(|(fd, refusal)| UsageError::Json(fd, refusal))
 }
 
 impl fmt::Display for UsageError {
