@@ -2,7 +2,7 @@
 
 use crate::error::Error;
 use crate::store::{self, Handed, Piece};
-use criu_protocol::is_read_when_opened;
+use criu_protocol::{is_nftables, is_only_network_lock, is_read_when_opened};
 use pipe_io::poll::{self, PollFd, PollFlags};
 use pipe_io::{Endpoint, pipe, splice};
 use std::io::{self, ErrorKind};
@@ -34,7 +34,8 @@ pub(crate) struct Outflow {
 /// it reads in part, which is fine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Reading {
-    /// It does, as all that would not fit into the pipe shows, or as it must.
+    /// It does, as all that would not fit into the pipe shows, or as it must; or nothing is lost if
+    /// it does not.
     Seen,
     /// It shows when CRIU closes the pipe.
     Unseen,
@@ -196,7 +197,15 @@ fn reading(file: &Handed, pipe: &Endpoint, capacity: usize) -> Reading {
     let Handed { pieces, complete, .. } = file;
     let bytes: u64 = pieces.iter().map(length).sum();
     match pieces.front() {
-        Some(Piece::Kept(file)) if is_read_when_opened(file) => Reading::Seen,
+        Some(Piece::Kept(start)) if is_read_when_opened(start) => Reading::Seen,
+        Some(Piece::Kept(rules))
+            if *complete
+                && pieces.len() == 1
+                && is_nftables(file.name.as_str())
+                && is_only_network_lock(rules) =>
+        {
+            Reading::Seen
+        }
         _ if !complete => Reading::Unseen,
         _ if bytes == 0 => Reading::Seen,
         _ if bytes <= capacity as u64 && pipe::shrink(pipe, SLOT) => Reading::InOneSlot,
