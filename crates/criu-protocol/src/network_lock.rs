@@ -74,8 +74,10 @@ fn without_counter(line: &str) -> Vec<&str> {
     }
 }
 
+/// It is named by the id of the run, as much of it as fits.
 fn is_table_of_criu(name: &str) -> bool {
-    name.strip_prefix("CRIU-").is_some_and(|id| id.bytes().all(|byte| byte.is_ascii_digit()))
+    let is_of_id = |byte: u8| byte.is_ascii_hexdigit() || byte == b'-';
+    name.strip_prefix("CRIU-").is_some_and(|id| id.bytes().all(is_of_id))
 }
 
 #[cfg(test)]
@@ -99,7 +101,7 @@ mod tests {
 \t}
 }
 ";
-    const BY_NFTABLES: &str = "table inet CRIU-2601 {
+    const BY_NFTABLES: &str = "table inet CRIU-3b13d2db-9a6a-4dff-94 {
 \tchain output {
 \t\ttype filter hook output priority filter; policy drop;
 \t\tmeta mark 0x0000c114 accept
@@ -125,7 +127,7 @@ mod tests {
     fn any_other_rule_is() {
         let changes = [
             ("table ip filter", "table ip nat"),
-            ("table inet CRIU-2601", "table inet mine"),
+            ("table inet CRIU-3b13d2db-9a6a-4dff-94", "table inet mine"),
             ("chain CRIU", "chain MINE"),
             ("jump CRIU", "jump MINE"),
             ("policy accept", "policy drop"),
