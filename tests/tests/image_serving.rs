@@ -377,7 +377,7 @@ fn a_file_that_is_closed_unread_is_told_at_once_and_criu_is_hung_up_on() {
 }
 
 /// Where iptables is the one on nftables, the rules of every network namespace hold at least the
-/// lock that CRIU itself has put there to dump it.
+/// lock that CRIU itself has put there to dump it. Connections need it.
 #[test]
 fn nothing_is_lost_with_rules_that_are_only_the_lock_of_criu() {
     const LOCK: &str = "table ip filter {
@@ -392,12 +392,15 @@ fn nothing_is_lost_with_rules_that_are_only_the_lock_of_criu() {
 }
 ";
     for store in STORES {
-        for (rules, is_lost) in
-            [(LOCK.to_owned(), false), (format!("{LOCK}table ip mine {{\n}}\n"), true)]
+        let more = format!("{LOCK}table ip mine {{\n}}\n");
+        let tcp = "tcp-stream-1.img";
+        for (rules, other, is_lost) in
+            [(LOCK, "fs-1.img", false), (&more, "fs-1.img", true), (LOCK, tcp, true)]
         {
             let files = Files::from([
                 ("inventory.img".into(), b"all".to_vec()),
-                ("nftables-9.img".into(), rules.into_bytes()),
+                ("nftables-9.img".into(), rules.as_bytes().to_vec()),
+                (other.into(), b"other".to_vec()),
             ]);
             let dir = directory();
             let serving = start(dir.path(), store, &stream(&files), &[]);

@@ -49,6 +49,11 @@ pub fn is_memory(name: &str) -> bool {
     name.starts_with("pages-")
 }
 
+/// Whether a file is an established TCP connection.
+pub fn is_tcp(name: &str) -> bool {
+    name.starts_with("tcp-stream-")
+}
+
 /// Whether a file is the rules of nftables, whose size CRIU takes by fstat: it is 0 for a pipe, and
 /// they are closed unread.
 pub fn is_nftables(name: &str) -> bool {

@@ -1,8 +1,10 @@
 //! The firewall rules by which CRIU itself holds a tree's network still.
 //!
 //! CRIU locks the network of a namespace before it saves the rules, so that `nftables-N.img` holds
-//! the lock too, wherever `iptables` is the one on nftables. It is not the tree's, and CRIU makes
-//! another while it restores. Seen with CRIU 4.2.1, iptables 1.8.9 and nftables 1.0.6.
+//! the lock too, with `--network-lock nftables` and wherever `iptables` is the one on nftables. It
+//! comes back with the rules, and goes when the tree runs: meanwhile it keeps packets from
+//! connections that are not whole yet. A tree that has none does not need it. Seen with CRIU 4.2.1,
+//! iptables 1.8.9 and nftables 1.0.6.
 
 /// The mark of packets that the lock lets through, CRIU's own.
 const MARK: &str = "0x0000c114";
@@ -23,8 +25,7 @@ enum Place {
     TableChain,
 }
 
-/// Whether a rule set, as `nft list ruleset` prints it, lets every packet pass but for CRIU's lock:
-/// nothing is lost without it.
+/// Whether a rule set, as `nft list ruleset` prints it, lets every packet pass but for CRIU's lock.
 pub fn is_only_network_lock(rules: &[u8]) -> bool {
     let Ok(rules) = std::str::from_utf8(rules) else { return false };
     let mut place = Place::Outside;

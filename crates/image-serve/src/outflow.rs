@@ -2,7 +2,7 @@
 
 use crate::error::Error;
 use crate::store::{self, Handed, Piece};
-use criu_protocol::{is_nftables, is_only_network_lock, is_read_when_opened};
+use criu_protocol::is_read_when_opened;
 use pipe_io::poll::{self, PollFd, PollFlags};
 use pipe_io::{Endpoint, pipe, splice};
 use std::io::{self, ErrorKind};
@@ -65,16 +65,24 @@ const TURNS: usize = 16;
 const SLOT: usize = 4096;
 
 impl Outflow {
-    /// Sends a file through the pipe that CRIU has sent for it. The pipe is ours alone, as CRIU
-    /// closes its own descriptor of this end.
-    pub(crate) fn new(client: usize, file: Handed, pipe: OwnedFd) -> Result<Outflow, Error> {
+    /// Sends a file through the pipe that CRIU has sent for it, which may be of no use to it. The
+    /// pipe is ours alone, as CRIU closes its own descriptor of this end.
+    pub(crate) fn new(
+        client: usize,
+        file: Handed,
+        is_needless: bool,
+        pipe: OwnedFd,
+    ) -> Result<Outflow, Error> {
         let Ok((pipe, mut capacity)) = Endpoint::own_pipe(pipe) else {
             return Err(Error::NotAPipe(file.name));
         };
         if !file.complete || file.pieces.iter().any(|piece| !matches!(piece, Piece::Kept(_))) {
             capacity = pipe::grow(&pipe, pipe::WANTED).unwrap_or(capacity);
         }
-        let reading = reading(&file, &pipe, capacity);
+        let reading = match is_needless {
+            true => Reading::Seen,
+            false => reading(&file, &pipe, capacity),
+        };
         let rest = match reading {
             Reading::InOneSlot => Duration::ZERO,
             Reading::Seen | Reading::Unseen => pipe::rest(capacity),
@@ -198,14 +206,6 @@ fn reading(file: &Handed, pipe: &Endpoint, capacity: usize) -> Reading {
     let bytes: u64 = pieces.iter().map(length).sum();
     match pieces.front() {
         Some(Piece::Kept(start)) if is_read_when_opened(start) => Reading::Seen,
-        Some(Piece::Kept(rules))
-            if *complete
-                && pieces.len() == 1
-                && is_nftables(file.name.as_str())
-                && is_only_network_lock(rules) =>
-        {
-            Reading::Seen
-        }
         _ if !complete => Reading::Unseen,
         _ if bytes == 0 => Reading::Seen,
         _ if bytes <= capacity as u64 && pipe::shrink(pipe, SLOT) => Reading::InOneSlot,
