@@ -1,7 +1,7 @@
 //! What is told while a process is held: one line that is written over on a terminal, and
 //! elsewhere a line every ten seconds. A reader that stalls or goes away changes nothing.
 
-use pipe_io::{Patient, poll};
+use pipe_io::Patient;
 use std::fmt;
 use std::io::{self, IsTerminal, Write};
 use std::os::fd::OwnedFd;
@@ -63,15 +63,15 @@ impl Voice {
 
     /// Writes what the reader takes without waiting.
     fn write(&self, text: &str) {
-        /// What a pipe that can be written to takes without waiting.
+        /// What a pipe takes as a whole, or not at all.
         const ATOMIC: usize = 4096;
 
         let text = if self.is_live() { format!("\r\x1b[K{text}") } else { text.to_owned() };
         for piece in text.as_bytes().chunks(ATOMIC) {
-            if !poll::is_writable(io::stderr()).unwrap_or(false) {
+            // The command and CRIU write there too.
+            if pipe_io::offer(io::stderr(), piece).is_err() {
                 return;
             }
-            let _ = io::stderr().write_all(piece);
         }
     }
 }
@@ -106,9 +106,7 @@ impl Live {
         self.last = Instant::now();
         if self.voice.is_live() {
             let text = format!("\r{}: {line}\x1b[K", self.voice.program);
-            if poll::is_writable(io::stderr()).unwrap_or(false) {
-                let _ = io::stderr().write_all(text.as_bytes());
-            }
+            let _ = pipe_io::offer(io::stderr(), text.as_bytes());
         } else {
             self.voice.say(line);
         }
