@@ -14,7 +14,9 @@ pub enum Error {
     Unavailable(Unavailable),
     /// The process that guards the memory cannot be started.
     NoKeeper(io::Error),
-    /// It has died.
+    /// The kernel cannot name a process for ever, which guarding its memory takes.
+    NoPidfd(io::Error),
+    /// The keeper has died.
     KeeperDied,
     /// CRIU cannot be listened for.
     Listen(ListenError),
@@ -45,6 +47,9 @@ impl fmt::Display for Error {
             Error::NoKeeper(error) => {
                 write!(f, "the keeper cannot be started: {}", reason(error))
             }
+            Error::NoPidfd(error) => {
+                write!(f, "pidfd_open: {}: --lazy takes Linux 5.3", reason(error))
+            }
             Error::KeeperDied => f.write_str("the keeper has died"),
             Error::Listen(error) => error.fmt(f),
             Error::Protocol => f.write_str("CRIU: lazy-pages.socket: what it says makes no sense"),
@@ -71,7 +76,10 @@ impl std::error::Error for Error {
         match self {
             Error::Unavailable(error) => Some(error),
             Error::Listen(error) => Some(error),
-            Error::NoKeeper(error) | Error::Image(error) | Error::System(error) => Some(error),
+            Error::NoKeeper(error)
+            | Error::NoPidfd(error)
+            | Error::Image(error)
+            | Error::System(error) => Some(error),
             Error::Bring(error) => Some(error),
             Error::KeeperDied
             | Error::Protocol

@@ -38,9 +38,11 @@ impl Keeper {
     pub fn start(program: &'static str) -> Result<Keeper, Error> {
         let processes = Pipe::new().map_err(Error::NoKeeper)?;
         let parent = getpid();
+        // Before there is a keeper that could not know when we die.
+        ExitWatch::of_any(parent).map_err(Error::NoPidfd)?;
         let keep = || keep(program, parent, processes.read.as_fd());
         let pid = shared::start(keep).map_err(Error::NoKeeper)?;
-        let exit = ExitWatch::new(pid.as_raw() as u32).map_err(Error::NoKeeper)?;
+        let exit = ExitWatch::of_any(pid).map_err(Error::NoKeeper)?;
         Ok(Keeper { program, pid, exit, processes })
     }
 
@@ -83,7 +85,7 @@ fn keep(program: &str, parent: Pid, processes: BorrowedFd<'_>) -> u8 {
     let _ = setsid();
     let _ = prctl::set_name(c"lazy-keeper");
     raise_descriptor_limit();
-    let Ok(watch) = ExitWatch::new(parent.as_raw() as u32) else { return 1 };
+    let Ok(watch) = ExitWatch::of_any(parent) else { return 1 };
     if getppid() != parent {
         return 0;
     }

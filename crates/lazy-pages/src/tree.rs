@@ -1,6 +1,7 @@
 //! The processes whose memory is on demand, and ending them.
 
 use nix::sys::signal::Signal;
+use nix::unistd::Pid;
 use pipe_io::poll;
 use pipe_io::process::ExitWatch;
 use std::collections::BTreeMap;
@@ -20,7 +21,7 @@ const PATIENCE: Duration = Duration::from_secs(5);
 impl Tree {
     /// Adds a process. That it has ended already is no error.
     pub(crate) fn add(&mut self, pid: i32) {
-        if let Some(watch) = u32::try_from(pid).ok().and_then(|pid| ExitWatch::new(pid).ok()) {
+        if let Ok(watch) = ExitWatch::of_any(Pid::from_raw(pid)) {
             self.0.insert(pid, watch);
         }
     }

@@ -26,8 +26,17 @@ impl ExitWatch {
         pidfd(pid).or_else(|_| exit_pipe(pid)).map(ExitWatch)
     }
 
+    /// Watches a process that need not be a child, and that [`ExitWatch::send`] reaches.
+    ///
+    /// # Errors
+    ///
+    /// Also where there is no pidfd: nothing else names a process for ever.
+    pub fn of_any(pid: Pid) -> io::Result<ExitWatch> {
+        pidfd(pid.as_raw() as u32).map(ExitWatch)
+    }
+
     /// Sends a signal to this process, and never to another that has its number now. That it has
-    /// ended is no error.
+    /// ended is no error. Only for one that was made by [`ExitWatch::of_any`].
     pub fn send(&self, signal: Signal) -> io::Result<()> {
         let (fd, signal) = (self.0.as_raw_fd(), signal as libc::c_int);
         let none = std::ptr::null::<libc::siginfo_t>();
