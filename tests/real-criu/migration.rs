@@ -333,7 +333,7 @@ fn a_migration_that_is_interrupted_leaves_the_process_running_here() {
     let enter = host.enter();
     for signal in SIGNALS {
         let command =
-            format!("-- '{{ head -c 30000000; touch stalled; sleep 50; }} | {enter} $RECEIVE'");
+            format!("-- '{{ head -c 30000000; touch stalled; sleep 1000; }} | {enter} $RECEIVE'");
         let mut pipeline = migrate(&bench, stamper.pid(), &command);
         wait_for("the stall", || bench.scratch().join("stalled").exists().then_some(()));
         pipeline.signal(signal);

@@ -3,10 +3,12 @@
 use std::fs;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Stdio};
 
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
+
+use tests::pipeline::command;
 
 use crate::bench::{Bench, pid_of, programs, wait_for};
 
@@ -26,7 +28,7 @@ impl Pipeline {
         let messages = bench.scratch().join(format!("{name}.messages"));
         let path = std::env::var("PATH").unwrap_or_default();
         let path = format!("{}:{path}", programs().display());
-        let bash = Command::new("bash")
+        let bash = command("bash")
             .args(["-c", &format!("set -o pipefail\n{script}")])
             .current_dir(bench.scratch())
             .env("PATH", path)

@@ -10,6 +10,8 @@ use nix::sys::wait::{WaitPidFlag, waitpid};
 use nix::unistd::Pid;
 use std::os::unix::process::ExitStatusExt;
 
+use tests::pipeline::command;
+
 use crate::bench::{Bench, pid_of, program, programs, wait_for};
 
 /// Counts, a line each; ends with status 7 after so many.
@@ -28,7 +30,7 @@ impl Run {
         let close = "for fd in /proc/self/fd/*; do fd=${fd##*/}; \
                      [ $fd -lt 3 ] || eval \"exec $fd>&-\"; done 2>/dev/null";
         let script = format!("{close}; exec criu-run {script} >>out 2>>err");
-        let child = Command::new("bash")
+        let child = command("bash")
             .args(["-c", &script])
             .current_dir(bench.scratch())
             .env("PATH", path())

@@ -19,8 +19,8 @@ use crate::stamper::{Stamper, are_of_one_moment};
 use crate::victim::Victim;
 
 /// A failure ends within 5 seconds of its cause, 3.5 of which it may wait for what is deaf to
-/// SIGTERM. A busy machine takes longer; whatever isn't noticed lasts 15 seconds or more.
-pub(crate) const SOON: Duration = Duration::from_secs(12);
+/// SIGTERM. A busy machine takes longer; whatever isn't noticed lasts for ever.
+pub(crate) const SOON: Duration = Duration::from_secs(45);
 
 /// What makes a command give up, and end by it.
 pub(crate) const SIGNALS: [Signal; 3] = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP];
@@ -181,9 +181,9 @@ fn a_command_that_takes_too_long_lets_the_process_run_on() {
     };
     let stamper = Stamper::start(&bench, 64);
     let cases = [
-        ("in the middle", 1, "head -c 30000000 >x; sleep 50", "waited for the command"),
+        ("in the middle", 1, "head -c 30000000 >x; sleep 1000", "waited for the command"),
         // CRIU must be done by then.
-        ("after the last byte", 4, "cat >x; sleep 50", "waited for the command"),
+        ("after the last byte", 4, "cat >x; sleep 1000", "waited for the command"),
         // `bash -c` would pass SIGTERM on, or be killed itself.
         ("deaf to SIGTERM", 1, "trap : TERM; cat >x; while :; do sleep 1; done", "waited for"),
     ];
@@ -209,8 +209,8 @@ fn kill_one(name: &str, early: bool, words: &str) {
     };
     let stamper = Stamper::start(&bench, 64);
     let stall = match early {
-        true => "head -c 30000000 >x; touch stalled; sleep 50; cat >x",
-        false => "cat >x; touch stalled; sleep 50",
+        true => "head -c 30000000 >x; touch stalled; sleep 1000; cat >x",
+        false => "cat >x; touch stalled; sleep 1000",
     };
     let mut pipeline = checkpoint(&bench, stamper.pid(), "", stall);
     wait_for("the stall", || bench.scratch().join("stalled").exists().then_some(()));
@@ -250,11 +250,11 @@ fn a_dump_that_fails_before_the_script_is_asked_ends_the_pipeline() {
         return;
     };
     let stamper = Stamper::start(&bench, 4);
-    let mut pipeline = checkpoint(&bench, stamper.pid(), "--no-such-option", "cat >x; sleep 50");
+    let mut pipeline = checkpoint(&bench, stamper.pid(), "--no-such-option", "cat >x; sleep 1000");
     must_fail(&bench, &stamper, "an option", "criu failed (status 1)", &mut pipeline);
 
     let victim = Victim::start(&bench, &["--undumpable", "--megabytes", "12"]);
-    for command in ["cat >x; sleep 50", "image-extract --verify"] {
+    for command in ["cat >x; sleep 1000", "image-extract --verify"] {
         let mut pipeline = checkpoint(&bench, victim.pid(), "", command);
         must_fail(&bench, &stamper, "undumpable", "criu failed (status 1)", &mut pipeline);
     }
@@ -263,8 +263,8 @@ fn a_dump_that_fails_before_the_script_is_asked_ends_the_pipeline() {
 
 #[test]
 fn a_user_who_presses_control_c_gets_the_process_back() {
-    let early = (Signal::SIGINT, "head -c 30000000 >x; touch stalled; sleep 50; cat >x");
-    let late = SIGNALS.map(|signal| (signal, "cat >x; touch stalled; sleep 50"));
+    let early = (Signal::SIGINT, "head -c 30000000 >x; touch stalled; sleep 1000; cat >x");
+    let late = SIGNALS.map(|signal| (signal, "cat >x; touch stalled; sleep 1000"));
     for (signal, command) in late.into_iter().chain([early]) {
         let Some(bench) = Bench::set_up("control_c") else {
             return;
@@ -291,7 +291,7 @@ fn a_criu_checkpoint_that_is_killed_lets_the_process_run_on() {
     };
     for (case, all) in [("the first process", false), ("both", true)] {
         let stamper = Stamper::start(&bench, 16);
-        let command = "cat >image; touch stalled; sleep 50";
+        let command = "cat >image; touch stalled; sleep 1000";
         let pipeline = checkpoint(&bench, stamper.pid(), "", command);
         wait_for("the stall", || bench.scratch().join("stalled").exists().then_some(()));
         match all {
@@ -385,7 +385,7 @@ fn a_user_who_interrupts_a_restore_restores_nothing() {
     };
     for signal in SIGNALS {
         let script = "export TMPDIR=$PWD
-            exec criu-restore -- 'head -c 10000000 /dev/zero; touch stalled; sleep 50'";
+            exec criu-restore -- 'head -c 10000000 /dev/zero; touch stalled; sleep 1000'";
         let mut pipeline = Pipeline::start(&bench, "restore", script);
         wait_for("the stall", || bench.scratch().join("stalled").exists().then_some(()));
         let since = Instant::now();
@@ -405,7 +405,7 @@ fn a_criu_restore_that_is_killed_leaves_no_image_serve_that_waits() {
     let Some(bench) = Bench::set_up("restore_killed") else {
         return;
     };
-    let command = "head -c 10000000 /dev/zero; touch stalled; sleep 50";
+    let command = "head -c 10000000 /dev/zero; touch stalled; sleep 1000";
     let script = format!("export TMPDIR=$PWD; exec criu-restore -- '{command}'");
     let mut pipeline = Pipeline::start(&bench, "restore", &script);
     wait_for("the stall", || bench.scratch().join("stalled").exists().then_some(()));
@@ -434,7 +434,7 @@ fn an_image_serve_that_does_not_end_is_not_waited_for_long() {
     checkpoint(&bench, stamper.pid(), "", "cat >image").must_succeed();
     stamper.must_be_gone();
     let script = "mkdir bin
-        printf '#!/bin/sh\n%s \"$@\"\nsleep 50\n' \"$(command -v image-serve)\" >bin/image-serve
+        printf '#!/bin/sh\n%s \"$@\"\nsleep 1000\n' \"$(command -v image-serve)\" >bin/image-serve
         chmod +x bin/image-serve
         # The filters beside it come first.
         cp $(command -v criu-restore) bin

@@ -2,12 +2,14 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Stdio};
 use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitPidFlag, waitpid};
 use nix::unistd::Pid;
+
+use tests::pipeline::command;
 
 use crate::bench::{Bench, pid_of, program, wait_for};
 
@@ -21,7 +23,7 @@ pub(crate) struct Stamper {
 impl Stamper {
     pub(crate) fn start(bench: &Bench, megabytes: usize) -> Stamper {
         let file = bench.scratch().join("generation");
-        let child = Command::new(program("victim"))
+        let child = command(program("victim"))
             .arg("stamp")
             .arg(&file)
             .arg(megabytes.to_string())

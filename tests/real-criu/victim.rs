@@ -5,13 +5,15 @@ use std::fs;
 use std::io::Read;
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Stdio};
 use std::thread::sleep;
 use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitPidFlag, waitpid};
 use nix::unistd::Pid;
+
+use tests::pipeline::command;
 
 use crate::bench::{Bench, PATIENCE, pid_of, program, wait_for};
 
@@ -37,7 +39,7 @@ impl Victim {
     /// Starts `victim tree` with `options`, and waits until all of it goes.
     pub(crate) fn start(bench: &Bench, options: &[&str]) -> Victim {
         let directory = bench.directory("victim");
-        let root = Command::new(program("victim"))
+        let root = command(program("victim"))
             .arg("tree")
             .arg(&directory)
             .args(options)

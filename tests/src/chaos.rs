@@ -96,6 +96,8 @@ struct Case {
     fault: Fault,
     /// Who was hit, when it was a process.
     hit: String,
+    /// Whether that was everybody who would clear away, as the only one that there was by then.
+    all_ours_hit: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -240,7 +242,7 @@ impl Case {
             }
             _ => Fault::Signal(Signal::SIGKILL, whom),
         };
-        Case { act, shards, moment, fault, hit: String::new() }
+        Case { act, shards, moment, fault, hit: String::new(), all_ours_hit: false }
     }
 
     // --- The acts ---------------------------------------------------------------------------
@@ -401,14 +403,12 @@ impl Case {
     /// Sends the signal, and returns whom it has hit.
     fn signal(&mut self, scene: &Scene, running: &Running, signal: Signal, whom: Whom) -> Vec<i32> {
         let processes = scene.processes();
+        let is_ours = |process: &&Process| {
+            process.name.starts_with("criu-r") || process.name.starts_with("criu-checkpoint")
+        };
         let hit: Vec<&Process> = match whom {
             Whom::All => processes.iter().collect(),
-            Whom::Ours => processes
-                .iter()
-                .filter(|it| {
-                    it.name.starts_with("criu-r") || it.name.starts_with("criu-checkpoint")
-                })
-                .collect(),
+            Whom::Ours => processes.iter().filter(is_ours).collect(),
             Whom::One(number) => {
                 processes.get(number % processes.len().max(1)).into_iter().collect()
             }
@@ -418,6 +418,7 @@ impl Case {
             false => process.name.clone(),
         };
         self.hit = hit.iter().map(role).collect::<Vec<_>>().join(" ");
+        self.all_ours_hit = processes.iter().filter(is_ours).all(|it| hit.contains(&it));
         for process in &hit {
             let _ = kill(Pid::from_raw(process.pid), signal);
         }
@@ -438,7 +439,7 @@ impl Case {
     /// Where all who would clear away were killed, a directory stays.
     fn must_leave_nothing(&self, scene: &Scene, told: &Told) -> Result<(), Lost> {
         let all_killed =
-            matches!(self.fault, Fault::Signal(Signal::SIGKILL, Whom::All | Whom::Ours));
+            self.all_ours_hit && matches!(self.fault, Fault::Signal(Signal::SIGKILL, _));
         match scene.left(!all_killed) {
             Some(left) => Err(format!("{left}; {told}")),
             None => Ok(()),
@@ -537,7 +538,7 @@ impl fmt::Display for Told {
 
 impl fmt::Display for Case {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Case { act, shards, moment, fault, hit } = self;
+        let Case { act, shards, moment, fault, hit, .. } = self;
         match act {
             Act::Checkpoint { leave_running, verify } => {
                 let leave = if *leave_running { " -R" } else { "" };

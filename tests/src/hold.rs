@@ -5,7 +5,7 @@ use std::fs;
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
@@ -14,10 +14,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitPidFlag, waitpid};
 use nix::unistd::Pid;
 
-use crate::pipeline::program;
-
-/// How long it may take until something is seen, on a busy machine too.
-const PATIENCE: Duration = Duration::from_secs(60);
+use crate::pipeline::{PATIENCE, command, program};
 
 /// How often to look.
 const LOOK: Duration = Duration::from_millis(2);
@@ -47,15 +44,15 @@ impl Hold {
         // What is restored becomes a child of this process in the end, and is reaped.
         prctl::set_child_subreaper(true).expect("become a subreaper");
         let file = directory.join("held");
-        let mut command = Command::new(program("victim"));
-        command.arg("hold").arg(&file).arg(megabytes.to_string()).current_dir(directory);
+        let mut victim = command(program("victim"));
+        victim.arg("hold").arg(&file).arg(megabytes.to_string()).current_dir(directory);
         let listener = with_tcp.then(|| TcpListener::bind("127.0.0.1:0").expect("listen"));
         if let Some(listener) = &listener {
             let port = listener.local_addr().expect("its address").port();
-            command.arg("--tcp").arg(port.to_string());
+            victim.arg("--tcp").arg(port.to_string());
         }
-        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-        let root = command.spawn().expect("start the victim");
+        victim.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        let root = victim.spawn().expect("start the victim");
         let connection = listener.map(|listener| listener.accept().expect("it connects").0);
         let hold = Hold { file, root, connection };
         hold.must_run();

@@ -3,6 +3,7 @@
 //! is started here is killed when its time is up or its test fails, so nothing
 //! hangs: blocked reads and writes end, and the test says who was too slow.
 
+use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::fd::OwnedFd;
@@ -10,7 +11,7 @@ use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
-use std::sync::{Arc, Condvar, Mutex};
+use std::sync::{Arc, Condvar, LazyLock, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -22,6 +23,19 @@ use crate::criu::pipe;
 
 /// How long a program may run unless a test says otherwise, on a busy machine too.
 const TIME_LIMIT: Duration = Duration::from_secs(90);
+
+/// How long a test waits for what must come, on a busy machine too.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Waits until it is so.
+#[track_caller]
+pub fn wait_until(what: &str, is_so: impl Fn() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !is_so() {
+        assert!(Instant::now() < deadline, "{what}: not after {PATIENCE:?}");
+        thread::sleep(Duration::from_millis(1));
+    }
+}
 
 /// The descriptor that [`Filter::progress_apart`] uses.
 const PROGRESS_FD: i32 = 9;
@@ -39,6 +53,37 @@ pub fn program(name: &str) -> PathBuf {
     program
 }
 
+/// A command that starts with every signal at its default. Whoever has started the tests may have
+/// them ignored: `nohup` does so with SIGHUP, the `&` of a script with SIGINT and SIGQUIT. A program
+/// keeps that, and not even the `trap` of a shell changes it.
+pub fn command(name: impl AsRef<OsStr>) -> Command {
+    static IGNORES: LazyLock<bool> = LazyLock::new(|| {
+        let status = std::fs::read_to_string("/proc/self/status").expect("our own status");
+        let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+        let mask = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
+        // Rust ignores SIGPIPE, and gives it back to what it starts.
+        mask.expect("a mask") & !(1 << (Signal::SIGPIPE as i32 - 1)) != 0
+    });
+    if !*IGNORES {
+        return Command::new(name);
+    }
+    // Not by a PATH, which a test may empty.
+    let mut command = Command::new("/usr/bin/env");
+    command.arg("--default-signal").arg(name);
+    command
+}
+
+/// What starts a program so that a system call fails, as if the kernel were older or a sandbox
+/// forbade it, and logs that; `None` where there is no strace(1), or it may not do so.
+pub fn without_call(call: &str, error: &str, log: &Path) -> Option<Vec<String>> {
+    let [trace, inject] = [format!("trace={call}"), format!("inject={call}:error={error}")];
+    let log = log.to_str().expect("a plain name");
+    let strace = ["strace", "-f", "-qq", "-e", &trace, "-e", &inject, "-o", log];
+    let works = Command::new(strace[0]).args(&strace[1..]).arg("true").output();
+    let works = works.is_ok_and(|output| output.status.success());
+    works.then(|| strace.map(str::to_owned).to_vec())
+}
+
 /// A program that is about to be started. Its standard input and output are
 /// `/dev/null` unless said otherwise; its standard error is watched.
 #[derive(Debug)]
@@ -53,14 +98,14 @@ pub struct Filter {
 impl Filter {
     /// The program of this name.
     pub fn new(name: &str) -> Self {
-        Self::started_as(name, Command::new(program(name)))
+        Self::started_as(name, command(program(name)))
     }
 
     /// The program of this name, started by `launcher`: words to which its path and its arguments
     /// are added, and which put it into their own place (`setpriv …`, `sh -c '…; exec "$0" "$@"'`).
     pub fn under(launcher: &[&str], name: &str) -> Self {
         let (first, rest) = launcher.split_first().expect("a launcher");
-        let mut command = Command::new(first);
+        let mut command = command(first);
         command.args(rest).arg(program(name));
         Self::started_as(name, command)
     }
@@ -77,25 +122,14 @@ impl Filter {
         Self { name, command, fds: Vec::new(), progress: None, limit: TIME_LIMIT }
     }
 
-    /// The program of this name, run by another one which ends by executing what its last
-    /// arguments say, such as `setpriv` or `sh -c 'ulimit -n 64; exec "$0" "$@"'`.
-    pub fn run_by(wrapper: &[&str], name: &str) -> Self {
-        let program = program(name);
-        let mut filter = Self::new(name);
-        filter.command = Command::new(wrapper[0]);
-        filter.command.args(&wrapper[1..]).arg(program);
-        filter.command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
-        filter
-    }
-
     /// One more argument.
-    pub fn arg(mut self, argument: impl AsRef<std::ffi::OsStr>) -> Self {
+    pub fn arg(mut self, argument: impl AsRef<OsStr>) -> Self {
         self.command.arg(argument);
         self
     }
 
     /// More arguments.
-    pub fn args<A: AsRef<std::ffi::OsStr>>(self, arguments: impl IntoIterator<Item = A>) -> Self {
+    pub fn args<A: AsRef<OsStr>>(self, arguments: impl IntoIterator<Item = A>) -> Self {
         arguments.into_iter().fold(self, |filter, argument| filter.arg(argument))
     }
 
@@ -112,7 +146,7 @@ impl Filter {
     }
 
     /// With this in its environment.
-    pub fn env(mut self, name: &str, value: impl AsRef<std::ffi::OsStr>) -> Self {
+    pub fn env(mut self, name: &str, value: impl AsRef<OsStr>) -> Self {
         self.command.env(name, value);
         self
     }
@@ -245,11 +279,7 @@ impl Running {
             });
             masks.fold(0, |all, mask| all | mask) >> (signal as i32 - 1) & 1 == 1
         };
-        let limit = Instant::now() + Duration::from_secs(5);
-        while !caught() {
-            assert!(Instant::now() < limit, "{} doesn't catch {signal}", self.name);
-            thread::sleep(Duration::from_millis(2));
-        }
+        wait_until(&format!("{} catches {signal}", self.name), caught);
         self.signal(signal);
     }
 

@@ -8,13 +8,10 @@ use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 
-use crate::pipeline::{Filter, program};
+use crate::pipeline::{Filter, PATIENCE, program, wait_until};
 
 /// In the environment of all processes of a scene.
 const MARK: &str = "SCENE";
-
-/// How long it may take until something is seen, on a busy machine too.
-const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A directory, which is removed in the end.
 #[derive(Debug)]
@@ -162,11 +159,7 @@ impl Scene {
     /// Waits until it is so.
     #[track_caller]
     pub fn wait_until(&self, what: &str, is_so: impl Fn() -> bool) {
-        let deadline = Instant::now() + PATIENCE;
-        while !is_so() {
-            assert!(Instant::now() < deadline, "{what}: not after {PATIENCE:?}");
-            sleep(Duration::from_millis(1));
-        }
+        wait_until(what, is_so);
     }
 
     /// What is left when nothing should be: processes, and temporary files but CRIU's logs, which

@@ -8,7 +8,7 @@ use std::io::Write;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::thread::{self, sleep};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use nix::sys::signal::Signal;
 use nix::sys::stat::Mode;
@@ -16,14 +16,11 @@ use nix::unistd::mkfifo;
 use tempfile::{TempDir, tempdir};
 use tests::criu::{DumpClient, RestoreClient, pipe};
 use tests::filters::{self, Capture};
-use tests::pipeline::{Filter, Running, collect_from};
+use tests::pipeline::{Filter, Running, collect_from, wait_until};
 use tests::stream::{Writer, looks_complete, read_stream};
 
 /// Long enough to see that a program goes on waiting.
 const A_WHILE: Duration = Duration::from_millis(300);
-
-/// How long an event may take on a busy machine.
-const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Tells its process id, and whether it got SIGTERM, and ends with the status that it reads.
 const COMMAND: &str = r#"trap 'echo TERM >>told; exit 143' TERM
@@ -52,10 +49,18 @@ impl Scene {
         fs::read_to_string(self.file(name)).unwrap_or_default()
     }
 
-    /// Of the command, once it runs.
+    /// Of the command, once it waits to be told: a shell that gets a signal just before it reads
+    /// would notice only after that.
     fn pid(&self) -> i32 {
         wait_until("the command runs", || self.file("pid").exists());
-        self.says("pid").trim().parse().expect("a number")
+        let pid = self.says("pid").trim().parse().expect("a number");
+        let of_process = |what: &str| fs::read_to_string(format!("/proc/{pid}/{what}"));
+        wait_until("the command waits", || {
+            let children = of_process(&format!("task/{pid}/children")).unwrap_or_default();
+            let stat = of_process("stat").unwrap_or_default();
+            children.is_empty() && !stat.contains(") R ")
+        });
+        pid
     }
 
     /// Lets the command end.
@@ -83,14 +88,6 @@ impl Scene {
     fn has_socket(&self) -> bool {
         let sockets = ["streamer-capture.sock", "streamer-serve.sock"];
         sockets.into_iter().any(|socket| self.file(socket).exists())
-    }
-}
-
-fn wait_until(what: &str, condition: impl Fn() -> bool) {
-    let limit = Instant::now() + PATIENCE;
-    while !condition() {
-        assert!(Instant::now() < limit, "never came: {what}");
-        sleep(Duration::from_millis(2));
     }
 }
 
@@ -277,7 +274,7 @@ os.dup2(0, 7)
 os.execvp(sys.argv[1], sys.argv[1:])";
     let caller = ["env", "SHARD=5", "python3", "-c", prepare];
     for command in STATE {
-        let mut direct = std::process::Command::new(caller[0]);
+        let mut direct = tests::pipeline::command(caller[0]);
         direct.args(&caller[1..]).args(command).stdin(std::process::Stdio::null());
         let direct = direct.current_dir(scene.path()).output().expect("python3");
         let direct = String::from_utf8(direct.stdout).expect("UTF-8");

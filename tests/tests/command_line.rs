@@ -96,6 +96,42 @@ fn an_option_that_nearly_exists_is_suggested() {
     assert!(!refused.stderr[0].contains("did you mean"), "{:?}", refused.stderr);
 }
 
+/// The commands, too, which pass on to CRIU what is none of theirs.
+#[test]
+fn an_option_that_lacks_a_letter_is_suggested_by_every_program() {
+    // What they ask for first; there is no such process.
+    let commands: [(&str, &[&str]); 5] = [
+        ("criu-checkpoint", &["--tree=4194304", "--", "cat"]),
+        ("criu-restore", &["--", "cat"]),
+        ("criu-migrate", &["--tree=4194304", "--", "cat"]),
+        ("criu-run", &["--image=x", "--", "true"]),
+        ("criu-image-streamer", &[]),
+    ];
+    for (name, rest) in FILTERS.map(|name| (name, &[][..])).into_iter().chain(commands) {
+        let help = Filter::new(name).arg("--help").run(&[]).stdout;
+        let help = String::from_utf8(help).expect("UTF-8");
+        // Each option begins a line, behind its short name.
+        let options = help.lines().filter_map(|line| {
+            let option = line.trim_start().split(' ').find(|word| !is_short(word))?;
+            option.strip_prefix("--")?.split(['=', '[']).next()
+        });
+        let options: Vec<_> = options.filter(|option| option.len() > 3).collect();
+        assert!(options.len() > 2, "{name}: {options:?}");
+        for option in options {
+            let written = format!("--{}{}", &option[..1], &option[2..]);
+            let refused = Filter::new(name).arg(&written).args(rest).run(&[]);
+            refused.refused(2, &written);
+            let said = &refused.stderr[0];
+            assert!(said.contains(&format!("--{option}")), "{name} {written}: {said}");
+        }
+    }
+}
+
+/// `-n`, or `-n,` before a long name.
+fn is_short(word: &str) -> bool {
+    word.starts_with('-') && !word.starts_with("--")
+}
+
 /// The filters that speak to CRIU use the current directory, as CRIU does: see `command.rs`.
 #[test]
 fn image_extract_unpacks_nothing_without_a_directory() {

@@ -6,12 +6,11 @@ use std::io::{Read, Seek, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::thread;
-use std::time::Duration;
 
 use tempfile::{TempDir, tempdir, tempfile};
 use tests::criu::{DumpClient, RestoreClient, pipe};
 use tests::filters::{self, Capture, files_in};
-use tests::pipeline::{Filter, Running, write_until_refused};
+use tests::pipeline::{Filter, PATIENCE, Running, write_until_refused};
 use tests::random::Random;
 use tests::stream::{Files, Writer, read_stream};
 
@@ -140,7 +139,7 @@ fn the_end_of_an_external_file_shows_on_a_socket_that_others_hold() {
     for name in ["image-extract", "image-serve"] {
         let dir = directory();
         let (mut reader, writer) = UnixStream::pair().expect("a socket pair");
-        reader.set_read_timeout(Some(Duration::from_secs(10))).expect("a socket");
+        reader.set_read_timeout(Some(PATIENCE)).expect("a socket");
         let held = OwnedFd::from(writer.try_clone().expect("a socket"));
         let (stdin, feed) = pipe(None).expect("a pipe");
         let filter = Filter::new(name).arg("-D").arg(dir.path()).args(["-e", "fs.tar:20"]);

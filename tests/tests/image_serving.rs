@@ -7,7 +7,7 @@ use std::io::{Read, Write};
 use std::path::Path;
 use std::sync::Mutex;
 use std::thread::{self, sleep};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tempfile::{TempDir, tempdir};
 use tests::criu::{RestoreClient, pipe, request};
@@ -582,11 +582,9 @@ fn nothing_is_served_of_an_image_that_is_not_whole() {
         for cut in [0, 1, 100, whole.len() / 2, whole.len() - 1] {
             let dir = directory();
             let serving = start_unready(dir.path(), store, &whole[..cut], &[]);
-            let start = Instant::now();
             let finished = serving.finish();
             finished.refused_with_a_place(&format!("{store}, cut at {cut}"));
             assert!(!finished.progress.iter().any(|line| line == "socket-init"));
-            assert!(start.elapsed() < Duration::from_secs(10));
         }
     }
 }

@@ -4,14 +4,13 @@ use std::fs::{self, File};
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::thread::JoinHandle;
-use std::time::Duration;
 
 use nix::sys::signal::Signal;
 use std::os::unix::process::ExitStatusExt;
 use tempfile::{TempDir, tempdir};
 use tests::criu::{DumpClient, RestoreClient, pipe};
 use tests::filters::{FIRST_SHARD_FD, files_in, shard_fds};
-use tests::pipeline::{Filter, Finished, Running, collect_from, write_until_refused};
+use tests::pipeline::{Filter, Finished, Running, collect_from, wait_until, write_until_refused};
 use tests::stream::{Files, read_stream};
 
 fn directory() -> TempDir {
@@ -119,9 +118,7 @@ fn the_line_of_extract_comes_when_the_files_are_there() {
     let filter = streamer(dir.path()).arg("-e").arg("pages-1.img:20").fd(20, tar);
     let running = start_from(filter, "extract", &shards);
     // The other files are there when this one is still being written.
-    while fs::read_dir(dir.path()).expect("a directory").count() == 0 {
-        std::thread::sleep(Duration::from_millis(5));
-    }
+    wait_until("the files", || fs::read_dir(dir.path()).expect("a directory").count() > 0);
     assert!(running.progress().so_far().is_empty(), "{:?}", running.progress().so_far());
     let pages = collect_from(slow);
     running.finish().succeeded();
@@ -216,9 +213,7 @@ fn the_filters_end_with_it_when_it_is_killed() {
     running.signal(Signal::SIGKILL);
     running.finish();
     shards.into_iter().for_each(|shard| drop(shard.join()));
-    while !files_in(dir.path()).is_empty() {
-        std::thread::sleep(Duration::from_millis(5));
-    }
+    wait_until("the filters' end", || files_in(dir.path()).is_empty());
 }
 
 #[test]

@@ -3,12 +3,11 @@
 
 use std::fs;
 use std::path::Path;
-use std::process::Command;
 
 use tempfile::tempdir;
 use tests::criu::DumpClient;
 use tests::filters::Capture;
-use tests::pipeline::{Filter, Finished};
+use tests::pipeline::{Filter, Finished, command, without_call};
 use tests::random::Random;
 use tests::stream::{Writer, read_stream};
 
@@ -91,7 +90,7 @@ fn a_command_finds_the_signals_as_the_caller_left_them() {
         let (first, rest) = launcher.split_first().expect("a launcher");
         // In the same words: a shell may unblock signals for what it starts.
         let words = format!("({SIGNALS}); cat /dev/null");
-        let caller = Command::new(first).args(rest).args(["sh", "-c", &words]).output();
+        let caller = command(first).args(rest).args(["sh", "-c", &words]).output();
         let caller = String::from_utf8(caller.expect("it runs").stdout).expect("UTF-8");
         for name in ["shard-split", "shard-merge"] {
             let command = printed(name, launcher, SIGNALS);
@@ -169,25 +168,35 @@ fn commands_are_waited_for_on_a_kernel_without_pidfd() {
     for error in ["ENOSYS", "EPERM"] {
         let dir = tempdir().expect("a directory");
         let log = dir.path().join("log");
-        let inject = format!("pidfd_open:error={error}");
-        let strace = [
-            "strace",
-            "-f",
-            "-e",
-            "trace=pidfd_open",
-            "-e",
-            &format!("inject={inject}"),
-            "-o",
-            &log.display().to_string(),
-        ];
-        let works = Command::new(strace[0]).args(&strace[1..]).arg("true").output();
-        if !works.is_ok_and(|output| output.status.success()) {
+        let Some(strace) = without_call("pidfd_open", error, &log) else {
             return println!(
                 "skipped: commands_are_waited_for_on_a_kernel_without_pidfd: no strace"
             );
-        }
+        };
+        let strace: Vec<_> = strace.iter().map(String::as_str).collect();
+        let must_be_refused = |what: &str| {
+            let said = fs::read_to_string(&log).expect("the log");
+            assert!(said.contains("INJECTED"), "{what}: not one call was refused: {said}");
+        };
         goes_round(&strace);
-        let log = fs::read_to_string(log).expect("the log");
-        assert!(log.contains("INJECTED"), "not one call was refused: {log}");
+        must_be_refused("--filter");
+
+        for name in ["criu-sock-capture", "image-serve", "criu-page-capture"] {
+            let filter = Filter::under(&strace, name).progress_apart().arg("-D").arg(dir.path());
+            let ended = filter.args(["--", "sh", "-c", "exit 5"]).run(&image());
+            must_be_refused(name);
+            assert_eq!(ended.status.code(), Some(5), "{name}: {:?}", ended.stderr);
+            let said = "failed with exit status 5";
+            assert!(ended.stderr[0].ends_with(said), "{name}: {:?}", ended.stderr);
+        }
+        let command = "until [ -e dumped ]; do sleep 0.01; done";
+        let capture = Filter::under(&strace, "criu-sock-capture").current_dir(dir.path());
+        let capture = Capture::start(capture.progress_apart().args(["--", "sh", "-c", command]));
+        let mut client = DumpClient::connect(dir.path()).expect("the socket is there");
+        client.send("inventory.img", b"all").expect("capture reads");
+        drop(client);
+        fs::write(dir.path().join("dumped"), "").expect("a file");
+        capture.finish().succeeded();
+        must_be_refused("a dump");
     }
 }

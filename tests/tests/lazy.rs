@@ -8,7 +8,7 @@ use std::path::Path;
 
 use tempfile::{TempDir, tempdir};
 use tests::criu::RestoreClient;
-use tests::pipeline::{Filter, Finished};
+use tests::pipeline::{Filter, Finished, without_call};
 use tests::stream::Writer;
 
 const PAGE: usize = 4096;
@@ -53,11 +53,14 @@ fn image(pagemap: &[u8], pages: &[u8]) -> Vec<u8> {
 
 /// `image-serve --lazy -D DIR`, with the image as a regular file.
 fn lazy(dir: &TempDir, image: &[u8]) -> Filter {
+    lazily(Filter::new("image-serve"), dir, image)
+}
+
+fn lazily(filter: Filter, dir: &TempDir, image: &[u8]) -> Filter {
     let path = dir.path().join("image");
     fs::write(&path, image).expect("write the image");
     let image = fs::File::open(path).expect("open the image");
-    let filter = Filter::new("image-serve").args(["--lazy", "-D"]).arg(dir.path());
-    filter.stdin(image).progress_apart()
+    filter.args(["--lazy", "-D"]).arg(dir.path()).stdin(image).progress_apart()
 }
 
 /// Whether the test's user has memory on demand. It is told so otherwise.
@@ -210,4 +213,23 @@ fn a_criu_that_hangs_up_before_the_processes_run_has_not_restored_them() {
     let finished = running.finish();
     finished.refused(1, "hung up");
     assert!(finished.stderr[0].contains("before the processes were restored"));
+}
+
+/// Without it the keeper could not know who has died.
+#[test]
+fn it_is_refused_on_a_kernel_without_pidfd() {
+    const NAME: &str = "it_is_refused_on_a_kernel_without_pidfd";
+    if !is_allowed(NAME) {
+        return;
+    }
+    let dir = tempdir().expect("a directory");
+    let Some(strace) = without_call("pidfd_open", "ENOSYS", &dir.path().join("log")) else {
+        return println!("skipped: {NAME}: no strace");
+    };
+    let strace: Vec<_> = strace.iter().map(String::as_str).collect();
+    let image = image(&pagemap(&[(0x1000, 1, LATE)]), &pages([1]));
+    let refused = lazily(Filter::under(&strace, "image-serve"), &dir, &image).start().finish();
+    refused.refused(1, "no pidfd");
+    let said = "image-serve: pidfd_open: Function not implemented: --lazy takes Linux 5.3";
+    assert_eq!(refused.stderr, [said]);
 }

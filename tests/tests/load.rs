@@ -13,6 +13,7 @@ use tests::criu::{DumpClient, RestoreClient, pipe};
 use tests::filters::{capture, merge_from, serve, split_to};
 use tests::pipeline::{Filter, Running, collect_from};
 use tests::random::Random;
+use tests::stream::Writer;
 
 const PATIENCE: Duration = Duration::from_secs(600);
 
@@ -56,7 +57,7 @@ fn twenty_dumps_and_restores_at_once_leave_nothing_behind() {
         }
     });
     // The threads that collect lines end a moment after the programs.
-    let limit = Instant::now() + Duration::from_secs(10);
+    let limit = Instant::now() + Duration::from_secs(60);
     while Traces::of(scratch.path()) != before {
         let after = Traces::of(scratch.path());
         assert!(Instant::now() < limit, "before: {before:?}, afterwards: {after:?}");
@@ -192,12 +193,47 @@ fn an_image_of_100_000_files_arrives() {
     running.finish().succeeded();
 }
 
+/// Each too large for the heap's common pieces. A program may have some 65,000 mappings
+/// (`vm.max_map_count`), and as many descriptors at the most.
+#[test]
+#[ignore = "takes 5 GB of memory: make check-load"]
+fn seventy_thousand_files_of_middle_size_are_served() {
+    const FILES: usize = 70_000;
+    let dir = tempdir().expect("a directory");
+    let name = |index: usize| format!("core-{index}.img");
+    let content = |index: usize| index.to_le_bytes().repeat(8500);
+    let (input, feed) = pipe(None).expect("a pipe");
+    let running = serve(dir.path()).time_limit(PATIENCE).stdin(input).start();
+    let feeding = thread::spawn(move || {
+        let mut feed = File::from(feed);
+        // A name, its bytes and its end are three markers.
+        let numbered = |files: usize| Writer::new().seq(3 * files as u64);
+        for index in 0..FILES {
+            let file = numbered(index).file(&name(index), &content(index)).finish();
+            feed.write_all(&file).expect("serve reads");
+        }
+        let end = numbered(FILES).file("inventory.img", b"all").image_eof().finish();
+        feed.write_all(&end).expect("serve reads");
+    });
+    running.wait_for("socket-init");
+    feeding.join().expect("fed");
+    println!("load: {}: at most {} KiB of memory", running.pid(), peak_memory(&running));
+    let maps = fs::read_to_string(format!("/proc/{}/maps", running.pid())).expect("its maps");
+    println!("load: {} mappings", maps.lines().count());
+    let mut criu = RestoreClient::connect(dir.path()).expect("the socket is there");
+    for index in (0..FILES).rev() {
+        let found = criu.read(&name(index)).expect("a reply").expect("it is served");
+        assert!(found == content(index), "{}", name(index));
+    }
+    criu.read("inventory.img").expect("a reply").expect("it is served");
+    drop(criu);
+    running.finish().succeeded();
+}
+
 /// A directory as a stream.
 fn joined(directory: &tempfile::TempDir) -> Vec<u8> {
     let files = tests::filters::files_in(directory.path());
-    let writer = tests::stream::Writer::new();
-    let write = |writer: tests::stream::Writer, (name, content): (&String, &Vec<u8>)| {
-        writer.file(name, content)
-    };
+    let writer = Writer::new();
+    let write = |writer: Writer, (name, content): (&String, &Vec<u8>)| writer.file(name, content);
     files.iter().fold(writer, write).image_eof().finish()
 }

@@ -8,7 +8,6 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, chown, symlink
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 use nix::sys::stat::{Mode, SFlag, makedev, mknod};
@@ -17,7 +16,7 @@ use tempfile::{TempDir, tempdir};
 use tests::criu::{DumpClient, RestoreClient, pipe};
 use tests::filters::{self, Capture, files_in};
 use tests::malformed::small_stream;
-use tests::pipeline::{Filter, Running, collect_from};
+use tests::pipeline::{Filter, Running, collect_from, wait_until};
 use tests::stream::Writer;
 
 /// A directory with a directory `images` in it.
@@ -184,15 +183,11 @@ fn an_image_appears_in_the_directory_when_it_is_whole_and_not_before() {
         .write_all(&stream[..stream.len() - 1])
         .expect("it reads");
     // Until it has made its files, where nobody looks.
-    let limit = std::time::Instant::now() + Duration::from_secs(10);
     let unfinished = || {
         let entries = fs::read_dir(&dir).expect("the directory").flatten();
         entries.map(|entry| entry.path()).find(|path| path.is_dir())
     };
-    while !unfinished().is_some_and(|path| path.join("core-1.img").exists()) {
-        assert!(std::time::Instant::now() < limit, "nothing is extracted");
-        std::thread::sleep(Duration::from_millis(2));
-    }
+    wait_until("core-1.img", || unfinished().is_some_and(|path| path.join("core-1.img").exists()));
     for (name, content) in &old {
         assert_eq!(fs::read(dir.join(name)).expect("it is there"), *content, "{name}");
     }
@@ -409,11 +404,8 @@ fn filters_that_read_foreign_bytes_can_gain_no_privileges() {
 }
 
 fn gains_no_privileges(running: &Running, name: &str) {
-    let limit = Instant::now() + Duration::from_secs(5);
-    while !may_gain_none(&format!("/proc/{}/status", running.pid())) {
-        assert!(Instant::now() < limit, "{name} can gain privileges");
-        std::thread::sleep(Duration::from_millis(2));
-    }
+    let status = format!("/proc/{}/status", running.pid());
+    wait_until(&format!("{name} can gain no privileges"), || may_gain_none(&status));
 }
 
 fn may_gain_none(status: &str) -> bool {

@@ -7,12 +7,11 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::thread;
-use std::time::{Duration, Instant};
 
 use tempfile::tempdir;
 use tests::criu::pipe;
 use tests::filters::split_to;
-use tests::pipeline::{collect_from, write_until_refused};
+use tests::pipeline::{collect_from, wait_until, write_until_refused};
 use tests::stream::{Writer, read_shards, read_stream};
 
 const LIBRARY: &str = r"
@@ -82,11 +81,7 @@ fn a_stalled_shard_does_not_stop_the_others_where_pages_are_large() {
         let split = split_to([first, second]).env("LD_PRELOAD", library).stdin(stdin).start();
         let fed = stream.clone();
         let feed = thread::spawn(move || write_until_refused(feed, &fed));
-        let limit = Instant::now() + Duration::from_secs(30);
-        while !feed.is_finished() {
-            assert!(Instant::now() < limit, "{options:?}: the stalled shard stops the split");
-            thread::sleep(Duration::from_millis(5));
-        }
+        wait_until(&format!("{options:?}: the others"), || feed.is_finished());
         let shards = [collect_from(stalled), read].map(|shard| shard.join().expect("a shard"));
         split.finish().succeeded();
         assert!(!shards[0].is_empty() && !shards[1].is_empty(), "{options:?}: a shard got nothing");

@@ -14,7 +14,7 @@ use tempfile::{TempDir, tempdir, tempfile};
 use tests::criu::{DumpClient, RestoreClient, is_listened_on, pipe};
 use tests::filters::{self, Capture};
 use tests::malformed::small_stream;
-use tests::pipeline::{Filter, Lines, Running, collect_from, shard_sizes};
+use tests::pipeline::{Filter, Lines, Running, collect_from, shard_sizes, wait_until};
 use tests::stream::Writer;
 
 fn directory() -> TempDir {
@@ -162,13 +162,7 @@ fn a_progress_reader_that_went_away_is_no_error() {
 /// Without a progress line there is only the socket to wait for.
 fn when_listening(socket: &Path) {
     let socket = socket.to_str().expect("a plain name");
-    for _ in 0..1000 {
-        if is_listened_on(socket) {
-            return;
-        }
-        sleep(Duration::from_millis(5));
-    }
-    panic!("nobody ever listens on {socket}");
+    wait_until(socket, || is_listened_on(socket));
 }
 
 /// Sends SIGUSR1, and waits for the counters on standard error.

@@ -2,18 +2,20 @@
 //! and `blocked_millis` tells which it was.
 
 use std::fs::File;
-use std::io::{Read, Write};
+use std::io::{Read, Seek, Write};
 use std::net::{TcpListener, TcpStream};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::{self, JoinHandle, sleep};
 use std::time::{Duration, Instant};
 
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use tempfile::tempfile;
 use tests::criu::pipe;
 use tests::filters::{self, split_to};
-use tests::pipeline::{Finished, Running, write_until_refused};
+use tests::pipeline::{Finished, Running, collect_from, wait_until, write_until_refused};
 use tests::random::Random;
 use tests::stream::{Writer, looks_complete, read_shards, read_stream};
 
@@ -42,19 +44,35 @@ fn ends(kind: &str) -> (OwnedFd, OwnedFd) {
     }
 }
 
-/// A reader of a shard that can be stopped and throttled.
+/// A reader of a shard that can be stopped and throttled: not by a clock, which a busy machine
+/// would falsify, but by what the other readers have read.
 #[derive(Clone)]
 struct Tap {
     open: Arc<AtomicBool>,
     /// Bytes so far.
     read: Arc<AtomicU64>,
-    /// Bytes per second.
-    rate: Option<u64>,
+    /// How many of these stand for one of a reader that it is compared with.
+    part: u64,
+    /// Those that it is not to be ahead of.
+    others: Vec<Tap>,
+    has_ended: Arc<AtomicBool>,
 }
 
 impl Tap {
-    fn new(open: bool, rate: Option<u64>) -> Self {
-        Self { open: Arc::new(AtomicBool::new(open)), read: Arc::default(), rate }
+    fn new(open: bool) -> Self {
+        Self {
+            open: Arc::new(AtomicBool::new(open)),
+            read: Arc::default(),
+            part: 1,
+            others: Vec::new(),
+            has_ended: Arc::default(),
+        }
+    }
+
+    /// Readers that read such parts of a whole, in step.
+    fn in_step<const N: usize>(parts: [u64; N]) -> [Self; N] {
+        let taps = parts.map(|part| Self { part, ..Self::new(true) });
+        taps.clone().map(|tap| Self { others: taps.to_vec(), ..tap })
     }
 
     fn collect(&self, from: OwnedFd) -> JoinHandle<Vec<u8>> {
@@ -62,23 +80,29 @@ impl Tap {
         thread::spawn(move || {
             let (mut from, mut content) = (File::from(from), Vec::new());
             let mut buffer = vec![0; 64 << 10];
-            let start = Instant::now();
             loop {
-                while !tap.open.load(Ordering::Relaxed) {
-                    sleep(Duration::from_millis(2));
+                while !tap.may_read() {
+                    sleep(Duration::from_micros(200));
                 }
                 let read = from.read(&mut buffer).expect("the shard can be read");
                 if read == 0 {
+                    tap.has_ended.store(true, Ordering::Relaxed);
                     return content;
                 }
                 content.extend_from_slice(&buffer[..read]);
                 tap.read.fetch_add(read as u64, Ordering::Relaxed);
-                if let Some(rate) = tap.rate {
-                    let due = Duration::from_secs_f64(content.len() as f64 / rate as f64);
-                    sleep(due.saturating_sub(start.elapsed()));
-                }
             }
         })
+    }
+
+    fn may_read(&self) -> bool {
+        /// So far may one of a reader's parts be ahead of the others', in bytes.
+        const AHEAD: u64 = 16 << 10;
+        let position = |tap: &Tap| tap.read.load(Ordering::Relaxed) / tap.part;
+        let is_behind = |other: &Tap| {
+            !other.has_ended.load(Ordering::Relaxed) && position(other) + AHEAD < position(self)
+        };
+        self.open.load(Ordering::Relaxed) && !self.others.iter().any(is_behind)
     }
 
     fn bytes(&self) -> usize {
@@ -109,26 +133,25 @@ impl Split {
     }
 }
 
-fn wait_until(what: &str, is_so: impl Fn() -> bool) {
-    let limit = Instant::now() + Duration::from_secs(10);
-    while !is_so() {
-        assert!(Instant::now() < limit, "{what}: never");
-        sleep(Duration::from_millis(2));
-    }
-}
-
 #[test]
 fn a_stalled_shard_does_not_stop_the_others() {
-    // What rests in its pipe, and in the socket's queues: TCP's grow to 4 and 6 MiB.
-    for (kind, resting) in [("pipe", 2 * MIB), ("unix", 3 * MIB), ("tcp", 14 * MIB)] {
+    // What rests in its pipe, of up to 4 MiB with CAP_SYS_RESOURCE, and in the socket's queues: TCP's
+    // grow to 4 and 6 MiB.
+    for (kind, resting) in [("pipe", 5 * MIB), ("unix", 6 * MIB), ("tcp", 17 * MIB)] {
         let stream = image(64 * MIB);
-        let taps = [true, false, true, true].map(|open| Tap::new(open, None));
+        let since = Instant::now();
+        let taps = [true, false, true, true].map(Tap::new);
         let split = Split::start(kind, stream.clone(), &taps);
         let others = || taps.iter().map(Tap::bytes).sum::<usize>();
-        wait_until(kind, || others() + resting >= stream.len());
+        // As long as they go on: an emulated processor takes minutes.
+        while others() + resting < stream.len() {
+            let before = others();
+            wait_until(&format!("{kind}: more than {before} bytes"), || others() > before);
+        }
         // TCP's queues may have all of it, and keep it when the program has ended.
         if kind != "tcp" {
-            sleep(Duration::from_millis(200));
+            // As long again, in which nothing else keeps the program waiting.
+            sleep(since.elapsed());
             assert!(split.running.is_running(), "ended without its second shard");
         }
         taps[1].open.store(true, Ordering::Relaxed);
@@ -153,11 +176,13 @@ fn blocked_millis(finished: &Finished) -> Vec<u64> {
 #[test]
 fn a_shard_that_comes_back_takes_part_again() {
     let stream = image(48 * MIB);
-    let rate = Some(60 * MIB as u64);
-    let taps = [Tap::new(true, rate), Tap::new(false, None)];
-    let split = Split::start("pipe", stream.clone(), &taps);
-    wait_until("half of it", || taps[0].bytes() >= 16 * MIB);
-    taps[1].open.store(true, Ordering::Relaxed);
+    let [mut healthy, stopped] = [Tap::new(true), Tap::new(false)];
+    // It is as if the other had read half of it, too.
+    stopped.read.store(16 << 20, Ordering::Relaxed);
+    healthy.others = vec![stopped.clone()];
+    let split = Split::start("pipe", stream.clone(), &[healthy.clone(), stopped.clone()]);
+    wait_until("half of it", || healthy.bytes() >= 16 * MIB);
+    stopped.open.store(true, Ordering::Relaxed);
     let (_, shards) = split.finish();
     assert!(shards[1].len() > 8 * MIB, "only {} bytes after it came back", shards[1].len());
     assert_eq!(read_shards(&shards), read_stream(&stream));
@@ -166,11 +191,10 @@ fn a_shard_that_comes_back_takes_part_again() {
 #[test]
 fn a_shard_throttled_to_a_tenth_gets_about_a_fortieth() {
     let stream = image(64 * MIB);
-    let rates = [60, 60, 6, 60].map(|rate| Some(rate * MIB as u64));
-    let taps = rates.map(|rate| Tap::new(true, rate));
+    let taps = Tap::in_step([10, 10, 1, 10]);
     let (finished, shards) = Split::start("pipe", stream.clone(), &taps).finish();
     let part = stream.len() / shards[2].len();
-    // Far from a quarter, on a busy machine too; its pipe alone holds a 64th.
+    // Far from a quarter; its pipe alone holds a 64th.
     assert!((10..100).contains(&part), "one part in {part}");
     let blocked = blocked_millis(&finished);
     // With a source that is faster than all of them, all keep it waiting.
@@ -179,9 +203,8 @@ fn a_shard_throttled_to_a_tenth_gets_about_a_fortieth() {
 
 #[test]
 fn equal_readers_get_equal_shares() {
-    let stream = image(48 * MIB);
-    let taps = [(); 4].map(|()| Tap::new(true, Some(25 * MIB as u64)));
-    let (_, shards) = Split::start("pipe", stream, &taps).finish();
+    let taps = Tap::in_step([1, 1, 1, 1]);
+    let (_, shards) = Split::start("pipe", image(48 * MIB), &taps).finish();
     let sizes: Vec<_> = shards.iter().map(Vec::len).collect();
     let (least, most) = (sizes.iter().min().unwrap(), sizes.iter().max().unwrap());
     assert!(most * 2 <= least * 3, "{sizes:?}");
@@ -190,12 +213,8 @@ fn equal_readers_get_equal_shares() {
 #[test]
 fn waiting_for_room_costs_nothing() {
     // The rest of the second rests in the pipe of stdin, and who wrote it has gone.
-    let behind = 40_000;
-    let cases = [("stopped", 16 * MIB, None), ("upstream gone", 2 * MIB + behind, None)];
-    for (case, length, rate) in
-        cases.into_iter().chain([("throttled", 16 * MIB, Some(2 * MIB as u64))])
-    {
-        let taps = [(); 2].map(|()| Tap::new(rate.is_some(), rate));
+    for (case, length) in [("stopped", 16 * MIB), ("upstream gone", 2 * MIB + 40_000)] {
+        let taps = [(); 2].map(|()| Tap::new(false));
         let split = Split::start("pipe", image(length), &taps);
         sleep(Duration::from_millis(400));
         let before = split.running.cpu_ticks();
@@ -212,7 +231,7 @@ fn a_shard_that_dies_at_any_byte_is_named() {
     for after in [0, 1, 40, 4096, 100_000, MIB] {
         let (from, to): (Vec<_>, Vec<_>) = [(); 2].map(|()| ends("pipe")).into_iter().unzip();
         let mut from = from.into_iter();
-        let healthy = Tap::new(true, None).collect(from.next().expect("a shard"));
+        let healthy = Tap::new(true).collect(from.next().expect("a shard"));
         let dying = from.next().expect("a shard");
         let dies = thread::spawn(move || {
             let mut content = vec![0; after];
@@ -254,18 +273,28 @@ fn a_shard_that_dies_while_the_dump_pauses_is_named() {
 fn merge_names_the_shard_that_it_waited_for() {
     let (finished, shards) = filters::split(&image(2 * MIB), 2);
     finished.succeeded();
-    let (inputs, feeds): (Vec<_>, Vec<_>) = [(); 2].map(|()| ends("pipe")).into_iter().unzip();
-    for ((shard, feed), late) in shards.into_iter().zip(feeds).zip([false, true]) {
-        thread::spawn(move || {
-            let (begin, rest) = shard.split_at(shard.len() / 2);
-            let mut feed = File::from(feed);
-            feed.write_all(begin).expect("it reads");
-            sleep(Duration::from_millis(if late { 400 } else { 0 }));
-            feed.write_all(rest).expect("it reads");
-        });
-    }
-    let merged = filters::merge_from(inputs).run(&[]);
-    merged.succeeded();
-    let blocked = blocked_millis(&merged);
+    let mut there = tempfile().expect("a file");
+    there.write_all(&shards[0]).and_then(|()| there.rewind()).expect("room");
+    let (late, feed) = pipe(None).expect("a pipe");
+    let (begin, rest) = shards[1].split_at(shards[1].len() / 2);
+    let mut feed = File::from(feed);
+    let (collect, stdout) = pipe(None).expect("a pipe");
+    let queued = late.try_clone().expect("a descriptor");
+    let merge = filters::merge_from([there.into(), late]).stdout(stdout).start();
+    let merged = collect_from(collect);
+    feed.write_all(begin).expect("it reads");
+    wait_until("it has taken what there is", || !is_readable(&queued));
+    sleep(Duration::from_millis(400));
+    feed.write_all(rest).expect("it reads");
+    drop(feed);
+    let finished = merge.finish();
+    finished.succeeded();
+    assert!(looks_complete(&merged.join().expect("the stream")));
+    let blocked = blocked_millis(&finished);
     assert!(blocked[1] >= 200 && blocked[0] < blocked[1] / 2, "{blocked:?}");
+}
+
+fn is_readable(pipe: &OwnedFd) -> bool {
+    let mut fds = [PollFd::new(pipe.as_fd(), PollFlags::POLLIN)];
+    poll(&mut fds, PollTimeout::ZERO).expect("a pipe") > 0
 }

@@ -60,9 +60,14 @@ impl Rest {
     pub fn begin(&mut self, bytes: u64) {
         if bytes >= Rest::LEARNS_FROM {
             (self.bytes, self.begun) = (bytes, true);
-            let rest = Duration::from_nanos((bytes as f64 * self.pace) as u64);
-            self.until = (rest >= Rest::SHORTEST).then(|| Instant::now() + rest);
+            self.until = self.time().map(|time| Instant::now() + time);
         }
+    }
+
+    /// How long the reader is left alone with what it has.
+    fn time(&self) -> Option<Duration> {
+        let time = Duration::from_nanos((self.bytes as f64 * self.pace) as u64);
+        (time >= Rest::SHORTEST).then_some(time)
     }
 
     /// Makes a call that takes the mutex, and learns from how much it has computed beyond what is
@@ -124,22 +129,22 @@ mod tests {
 
     #[test]
     fn a_reader_that_disturbs_nobody_is_not_waited_for() {
-        assert_eq!(after([0; 100]).left(Instant::now()), None);
-        assert_eq!(after([4, 20, 1]).left(Instant::now()), None);
+        assert_eq!(after([0; 100]).time(), None);
+        assert_eq!(after([4, 20, 1]).time(), None);
     }
 
     #[test]
     fn a_reader_that_copies_is_left_alone_about_as_long_as_it_does() {
-        let left = after([100]).left(Instant::now()).unwrap();
+        let left = after([100]).time().unwrap();
         assert!(left > Duration::from_micros(50) && left <= Duration::from_micros(100), "{left:?}");
-        let longest = after([10_000; 10]).left(Instant::now()).unwrap();
+        let longest = after([10_000; 10]).time().unwrap();
         assert!(longest <= Duration::from_micros(315), "{longest:?}");
     }
 
     #[test]
     fn it_is_forgotten_when_it_copies_no_more() {
         let disturbances = std::iter::once(400).chain([0; 40]);
-        assert_eq!(after(disturbances).left(Instant::now()), None);
+        assert_eq!(after(disturbances).time(), None);
     }
 
     #[test]
@@ -153,7 +158,7 @@ mod tests {
         rest.begin(4096);
         rest.meet(|| compute_for(Duration::from_millis(1)), |()| Duration::ZERO);
         rest.begin(MIB);
-        assert_eq!(rest.left(Instant::now()), None);
+        assert_eq!(rest.time(), None);
     }
 
     fn compute_for(time: Duration) {
@@ -168,7 +173,7 @@ mod tests {
             rest.begin(MIB);
             rest.meet(call, |()| Duration::ZERO);
             rest.begin(MIB);
-            rest.left(Instant::now()).unwrap_or_default()
+            rest.time().unwrap_or_default()
         };
         let most = Duration::from_micros(250);
         assert!(left(|| compute_for(Duration::from_millis(1))) > most);
