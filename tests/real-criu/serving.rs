@@ -388,7 +388,7 @@ fn connections_within_a_network_are_restored_behind_the_lock() {
             return;
         }
     }
-    let victim = sleeper_in_a_network(CONNECT);
+    let mut victim = sleeper_in_a_network(CONNECT);
     let pid = pid_of(&victim).as_raw();
     let connections = || {
         let table = fs::read_to_string(format!("/proc/{pid}/net/tcp")).unwrap_or_default();
@@ -405,6 +405,7 @@ fn connections_within_a_network_are_restored_behind_the_lock() {
     let is_over = || {
         let flags = Some(nix::sys::wait::WaitPidFlag::WNOHANG);
         for process in [pid, child] {
+            // Each is this process's own to reap.
             let _ = nix::sys::wait::waitpid(nix::unistd::Pid::from_raw(process), flags);
         }
         (command_of(pid).is_none() && command_of(child).is_none()).then_some(())
@@ -428,7 +429,7 @@ fn connections_within_a_network_are_restored_behind_the_lock() {
     assert_eq!(connections(), 2);
     assert!(!rules(pid).contains("CRIU"), "it is unlocked");
     let _ = nix::sys::signal::kill(pid_of(&victim), nix::sys::signal::Signal::SIGKILL);
-    let _ = nix::sys::wait::waitpid(pid_of(&victim), None);
+    let _ = victim.wait();
 }
 
 /// A process in a network namespace of its own that has made its rules there and sleeps.
