@@ -68,7 +68,7 @@ impl Bench {
         if results.skipped.is_some() {
             return results;
         }
-        let contenders = case.work.contenders(self.options.peer.is_some());
+        let contenders = self.options.contenders(&case.work);
         results.contenders =
             contenders.iter().map(|contender| entry(*contender, &case.work)).collect();
         match self.measure_rounds(case, is_real, &contenders, &mut results.contenders) {
