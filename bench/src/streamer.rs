@@ -69,7 +69,8 @@ impl Streamer<'_> {
     /// Starts what serves a restore in `directory` from the image, with memory on demand.
     pub(crate) fn serve_lazily(self, directory: &Path, image: OwnedFd) -> Result<Started, Error> {
         let (progress, report) = pipes::pipe()?;
-        let serve = self.socket_filter("image-serve", directory, report)?.arg("--lazy").stdin(image);
+        let serve =
+            self.socket_filter("image-serve", directory, report)?.arg("--lazy").stdin(image);
         Started::start(vec![serve], progress)
     }
 

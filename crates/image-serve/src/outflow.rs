@@ -115,10 +115,19 @@ impl Outflow {
         self.rests_until = may_rest.then(|| now + pipe::rest(self.capacity));
     }
 
+    /// Whether little is left to be sent of what has come, and more will come.
+    pub(crate) fn is_hungry(&self) -> bool {
+        /// With one piece, there may be nothing to send until another thread was woken up.
+        const ENOUGH: usize = 2;
+
+        !self.file.complete && self.file.pieces.len() < ENOUGH
+    }
+
     /// When something can be sent, if all there is to wait for is time.
     pub(crate) fn next_turn(&self, now: Instant) -> Option<Duration> {
         let wants_room = self.file.complete || !self.file.pieces.is_empty();
-        let rest = || self.rests_until.map_or(Duration::ZERO, |at| at.saturating_duration_since(now));
+        let rest =
+            || self.rests_until.map_or(Duration::ZERO, |at| at.saturating_duration_since(now));
         (self.has_room && wants_room).then(rest)
     }
 
@@ -190,11 +199,15 @@ impl Outflow {
     /// Less was sent than there is: the pipe is full. Another attempt would find out no more, and
     /// would have to wait for a reader that holds the pipe's mutex as long as it copies.
     fn is_filled(&mut self) -> Result<Poured, Error> {
-        // From a file, less may come for other reasons.
-        let may_have_room = matches!(self.file.pieces.front(), Some(Piece::Range(..)))
-            && self.reading != Reading::InOneSlot;
-        self.has_room = may_have_room
-            && poll::is_writable(&self.pipe).map_err(|error| self.failed(error))?;
+        self.has_room = false;
+        // From a file less may have come for another reason. Then nobody tells of the room.
+        if matches!(self.file.pieces.front(), Some(Piece::Range(..)))
+            && self.reading != Reading::InOneSlot
+            && poll::is_writable(&self.pipe).map_err(|error| self.failed(error))?
+        {
+            self.has_room = true;
+            self.rests_until = Some(Instant::now() + pipe::rest(self.capacity));
+        }
         Ok(Poured::Some)
     }
 

@@ -73,12 +73,13 @@ impl Restore<'_> {
     /// Serves until the last connection has gone.
     pub(crate) fn run(mut self, child: &mut Option<Child>) -> Result<(), Error> {
         while self.awaited > 0 || !self.clients.is_empty() || !self.outflows.is_empty() {
+            self.await_arrivals()?;
             let ready = self.wait(child.as_ref())?;
-            // The order keeps the indices of `ready` valid.
-            self.pour(ready.emptied)?;
             if ready.arrivals {
-                self.take_arrivals()?;
+                self.hear_arrivals()?;
             }
+            self.pour(ready.emptied)?;
+            // Before there are more clients.
             self.hear(&ready.clients);
             if ready.connection {
                 self.accept(child.as_ref())?;
@@ -112,7 +113,12 @@ impl Restore<'_> {
     }
 
     fn wait(&self, child: Option<&Child>) -> Result<Ready, Error> {
-        let mut fds = vec![PollFd::new(self.emptied.as_fd(), PollFlags::POLLIN)];
+        let mut fds = Vec::new();
+        // Small files are gone before anybody must wait for their pipes.
+        let has_outflows = !self.outflows.is_empty();
+        if has_outflows {
+            fds.push(PollFd::new(self.emptied.as_fd(), PollFlags::POLLIN));
+        }
         let clients = self.clients.iter();
         fds.extend(clients.map(|it| PollFd::new(it.connection.as_fd(), PollFlags::POLLIN)));
         if self.awaited > 0 {
@@ -133,7 +139,7 @@ impl Restore<'_> {
 
         let mut ready = fds.iter().map(|fd| fd.revents().is_some_and(|events| !events.is_empty()));
         Ok(Ready {
-            emptied: ready.next().unwrap_or(false),
+            emptied: has_outflows && ready.next().unwrap_or(false),
             clients: ready.by_ref().take(self.clients.len()).collect(),
             connection: ready.by_ref().take(usize::from(self.awaited > 0)).any(|ready| ready),
             arrivals: ready.by_ref().take(self.arrivals.iter().len()).any(|ready| ready),
@@ -175,10 +181,12 @@ impl Restore<'_> {
                 outflow.was_emptied(now);
             }
             let is_memory = is_memory(outflow.file.name.as_str());
-            let poured = match outflow.next_turn(now) {
+            let turn = outflow.next_turn(now).filter(|_| !(holds_memory && is_memory));
+            let poured = match turn {
                 _ if result.is_err() => return true,
-                Some(Duration::ZERO) if !(holds_memory && is_memory) => outflow.pour(image),
-                _ if was_emptied => outflow.look(),
+                Some(Duration::ZERO) => outflow.pour(image),
+                // Its reader may have gone.
+                None if was_emptied => outflow.look(),
                 _ => return true,
             };
             match poured {
@@ -337,10 +345,25 @@ impl Restore<'_> {
         }
     }
 
+    /// Where CRIU has little left to read of a file, sees to it that more is told of at once.
+    fn await_arrivals(&mut self) -> Result<(), Error> {
+        let Some(arrivals) = &self.arrivals else { return Ok(()) };
+        let is_hungry = |it: &Outflow| it.is_hungry() && !self.is_held(it);
+        if !self.outflows.iter().any(is_hungry) {
+            return Ok(());
+        }
+        arrivals.await_more();
+        self.take_arrivals()
+    }
+
+    fn hear_arrivals(&mut self) -> Result<(), Error> {
+        self.arrivals.as_mut().map_or(Ok(()), Arrivals::hear).map_err(Error::System)?;
+        self.take_arrivals()
+    }
+
     /// Takes what has come of the image, for those who read it and those who will.
     fn take_arrivals(&mut self) -> Result<(), Error> {
         let Some(mut arrivals) = self.arrivals.take() else { return Ok(()) };
-        arrivals.hear().map_err(Error::System)?;
         let mut is_whole = false;
         while let Some(arrival) = arrivals.next()? {
             match arrival {
