@@ -13,7 +13,7 @@ use std::os::unix::process::CommandExt;
 use std::process::{Command, ExitCode, Stdio};
 
 /// Small pipes are slow: with more memory nothing but the time would be different.
-const MEGABYTES_MAX: usize = 256;
+const MEGABYTES_MAX: usize = 128;
 
 /// One round, in another process.
 pub(crate) fn run(bench: &Bench, case: &Case, contender: &Contender) -> Result<Round, Error> {

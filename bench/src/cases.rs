@@ -12,6 +12,13 @@ pub(crate) struct Case {
     pub(crate) pipes: Pipes,
 }
 
+impl Case {
+    /// Whether `fs.pipe-max-size` makes no difference to it.
+    pub(crate) fn is_same_in_all_settings(&self) -> bool {
+        self.pipes == Pipes::Small || matches!(self.work, Work::RealStart | Work::RealFill)
+    }
+}
+
 /// How large pipes are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Pipes {
