@@ -13,13 +13,13 @@ use std::os::unix::process::CommandExt;
 use std::process::{Command, ExitCode, Stdio};
 
 /// Small pipes are slow: with more memory nothing but the time would be different.
-const MEGABYTES_MAX: usize = 256;
+const MEGABYTES_MAX: usize = 128;
 
 /// One round, in another process.
 pub(crate) fn run(bench: &Bench, case: &Case, contender: &Contender) -> Result<Round, Error> {
     const NOBODY: u32 = 65534;
 
-    let all = case.work.contenders(bench.options.peer.is_some());
+    let all = bench.options.contenders(&case.work);
     let index = all.iter().position(|one| one == contender).ok_or("takes no part in this case")?;
     let mut command = Command::new(std::env::current_exe()?);
     command.args(["round", case.name, &index.to_string()]).stderr(Stdio::inherit());
@@ -39,7 +39,7 @@ pub(crate) fn round(name: &str, index: &str) -> Result<ExitCode, Error> {
     cleanup::install()?;
     let options = Options::from_environment()?;
     let case = CASES.iter().find(|case| case.name == name).ok_or("no such case")?;
-    let contenders = case.work.contenders(options.peer.is_some());
+    let contenders = options.contenders(&case.work);
     let contender = contenders.get(index.parse::<usize>()?).ok_or("no such contender")?;
     let memory = Memory::new(options.megabytes * (1 << 20) / PAGE);
     let bench = Bench { options, memory, bare_rate: Cell::new(None) };

@@ -12,6 +12,13 @@ pub(crate) struct Case {
     pub(crate) pipes: Pipes,
 }
 
+impl Case {
+    /// Whether `fs.pipe-max-size` makes no difference to it.
+    pub(crate) fn is_same_in_all_settings(&self) -> bool {
+        self.pipes == Pipes::Small || matches!(self.work, Work::RealStart | Work::RealFill)
+    }
+}
+
 /// How large pipes are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Pipes {
@@ -231,6 +238,8 @@ pub(crate) enum Contender {
     Criu,
     /// The filters.
     Filters,
+    /// The filters in the directory that `BASE` names.
+    Base,
     /// The filters, and the image is held in anonymous memory.
     Memory,
     /// The same, on a machine that has no huge pages.
@@ -261,6 +270,7 @@ impl Contender {
             (Contender::Cat, _) => "cat",
             (Contender::Criu, _) => "criu, files in tmpfs",
             (Contender::Peer, _) => "criu-image-streamer",
+            (Contender::Base, _) => "those of BASE",
             (Contender::Kept, _) => "capture|split to tmpfs",
             (Contender::Early, _) => "the same, metadata first",
             (Contender::Tenth, _) => "image-serve --lazy, a tenth",
@@ -308,27 +318,30 @@ impl Work {
         }
     }
 
-    /// Who competes, given whether there is a peer.
-    pub(crate) fn contenders(&self, has_peer: bool) -> Vec<Contender> {
-        use Contender::{Bare, Cat, Criu, Early, Filters, Kept, Memory, Peer, SmallPages, Tenth};
+    /// Who may compete.
+    pub(crate) fn contenders(&self) -> &'static [Contender] {
+        use Contender::{
+            Bare, Base, Cat, Criu, Early, Filters, Kept, Memory, Peer, SmallPages, Tenth,
+        };
 
-        let all: &[Contender] = match self {
-            Work::Dump(Dump { shape: Shape::SmallFiles, .. }) => &[Bare, Filters, Peer],
+        match self {
+            Work::Dump(Dump { shape: Shape::SmallFiles, .. }) => &[Bare, Filters, Base, Peer],
             Work::Pages(_) => &[Bare, Filters],
-            Work::Restore(Restore { shape: Shape::SmallFiles, .. }) => &[Filters, Peer],
-            Work::Restore(Restore { source: Source::Stores, .. }) => &[SmallPages, Memory, Filters],
+            Work::Restore(Restore { shape: Shape::SmallFiles, .. }) => &[Filters, Base, Peer],
+            Work::Restore(Restore { source: Source::Stores, .. }) => {
+                &[SmallPages, Memory, Filters, Base]
+            }
             // With more shards or files `cat` would do just the same again.
             Work::Dump(Dump { shards: 1, .. })
             | Work::Restore(Restore { source: Source::Writers(1), .. }) => {
-                &[Bare, Cat, Filters, Peer]
+                &[Bare, Cat, Filters, Base, Peer]
             }
-            Work::Dump(_) | Work::Restore(_) => &[Bare, Filters, Peer],
-            Work::RealDump => &[Criu, Filters, Kept, Peer],
-            Work::RealRestore(Arrival::There) => &[Criu, Filters, Early, Peer],
-            Work::RealRestore(Arrival::Network(_)) => &[Filters, Early, Peer],
+            Work::Dump(_) | Work::Restore(_) => &[Bare, Filters, Base, Peer],
+            Work::RealDump => &[Criu, Filters, Kept, Base, Peer],
+            Work::RealRestore(Arrival::There) => &[Criu, Filters, Early, Base, Peer],
+            Work::RealRestore(Arrival::Network(_)) => &[Filters, Early, Base, Peer],
             Work::RealStart => &[Criu, Filters, Tenth],
             Work::RealFill => &[Criu, Filters],
-        };
-        all.iter().copied().filter(|contender| has_peer || *contender != Peer).collect()
+        }
     }
 }

@@ -5,11 +5,12 @@ use crate::cases::{Arrival, Contender, Work};
 use crate::cleanup::{self, Undo};
 use crate::hog;
 use crate::machine::memory_available;
+use crate::network::Network;
 use crate::options::Options;
 use crate::pipes;
 use crate::process::{Group, Program};
 use crate::reader::{Take, drain};
-use crate::results::{ProcessCost, Round};
+use crate::results::{Arrived, ProcessCost, Round};
 use crate::scratch::Scratch;
 use crate::streamer::{Started, Store, Streamer};
 use nix::sys::prctl;
@@ -17,7 +18,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::waitpid;
 use nix::unistd::{Pid, Uid};
 use std::fs::{self, File};
-use std::io::{self, Read, Write};
+use std::io;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -83,9 +84,11 @@ impl RealCriu<'_> {
     pub(crate) fn run(&self, work: &Work, contender: &Contender) -> Result<Round, Error> {
         let images = Scratch::in_memory("images")?;
         let images = images.path();
-        let streamer = match (contender, &self.options.peer) {
-            (Contender::Peer, Some(path)) => Streamer::Peer(path),
-            (Contender::Early, _) => Streamer::MetadataFirst,
+        let Options { base, peer, .. } = self.options;
+        let streamer = match contender {
+            Contender::Peer => Streamer::Peer(peer.as_deref().ok_or("no PEER")?),
+            Contender::Base => Streamer::Base(base.as_deref().ok_or("no BASE")?),
+            Contender::Early => Streamer::MetadataFirst,
             _ => Streamer::Filters,
         };
         match (work, contender) {
@@ -210,17 +213,35 @@ impl RealCriu<'_> {
         images: &Path,
         rate: u64,
     ) -> Result<Round, Error> {
+        let network = &Network::new(rate);
+        let start = Instant::now();
         thread::scope(|scope| {
-            let mut inputs = Vec::new();
-            let start = Instant::now();
+            let (mut inputs, mut arriving) = (Vec::new(), Vec::new());
             for file in shards(images, |path| File::open(path))? {
                 let (read, write) = pipes::pipe()?;
-                scope.spawn(move || arrive(file.into(), write.into(), rate / SHARDS as u64, start));
+                arriving.push(scope.spawn(move || network.bring(file.into(), write.into())));
                 inputs.push(read);
             }
-            let started = streamer.serve(images, inputs, Store::Auto)?;
-            let round = self.with_criu(started, "restore", images, &[])?;
-            self.checked(Round { wall_seconds: start.elapsed().as_secs_f64(), ..round })
+            let mut started = streamer.serve(images, inputs, Store::Auto)?;
+            started.wait_for_socket()?;
+            let criu = started.programs.add(self.criu("restore", images).arg("--stream"))?;
+            let readers = [criu, self.pid.as_raw()];
+            let watching = scope.spawn(move || network.watch(readers));
+            let ended = or_log(started.programs.finish(), images, "restore");
+            let restored = Instant::now();
+            network.done();
+            let processes = ended?;
+            let mut last = start;
+            for shard in arriving {
+                last = last.max(shard.join().map_err(|_| "a shard's thread panicked")??);
+            }
+            let arrived = Arrived {
+                seconds_after: restored.saturating_duration_since(last).as_secs_f64(),
+                unread_bytes: watching.join().map_err(|_| "the watching thread panicked")?,
+            };
+            let round = self.round(start, processes);
+            let wall_seconds = (restored - start).as_secs_f64();
+            self.checked(Round { wall_seconds, arrived: Some(arrived), ..round })
         })
     }
 
@@ -274,6 +295,7 @@ impl RealCriu<'_> {
             bytes: (self.megabytes as u64) << 20,
             files: 1,
             processes,
+            arrived: None,
         }
     }
 }
@@ -283,25 +305,6 @@ impl Drop for RealCriu<'_> {
         cleanup::now(&Undo::Kill(self.pid));
         let _ = kill(self.pid, Signal::SIGKILL);
         let _ = waitpid(self.pid, None);
-    }
-}
-
-/// Brings a shard at so many bytes a second.
-fn arrive(mut shard: File, mut to: File, rate: u64, start: Instant) -> io::Result<()> {
-    /// What comes at once: a few milliseconds' worth.
-    const PIECE: usize = 256 << 10;
-
-    let mut buffer = vec![0; PIECE];
-    let mut come = 0;
-    loop {
-        let read = shard.read(&mut buffer)?;
-        if read == 0 {
-            return Ok(());
-        }
-        come += read as u64;
-        let due = Duration::from_secs_f64(come as f64 / rate as f64);
-        thread::sleep(due.saturating_sub(start.elapsed()));
-        to.write_all(&buffer[..read])?;
     }
 }
 

@@ -29,6 +29,10 @@ pub(crate) fn run(bench: &Bench, dump: &Dump, contender: &Contender) -> Result<R
         Contender::Bare => bare(bench, dump, &image),
         Contender::Cat => cat(bench, dump, &image),
         Contender::Filters => streamer(bench, dump, &image, Streamer::Filters),
+        Contender::Base => {
+            let path = bench.options.base.as_deref().ok_or("no BASE")?;
+            streamer(bench, dump, &image, Streamer::Base(path))
+        }
         Contender::Peer => {
             let path = bench.options.peer.as_deref().ok_or("no PEER")?;
             streamer(bench, dump, &image, Streamer::Peer(path))
@@ -60,7 +64,7 @@ fn streamer(
             outputs.push(write);
         }
         let mut started = streamer.capture(scratch.path(), outputs)?;
-        dds.into_iter().try_for_each(|dd| started.programs.add(dd))?;
+        dds.into_iter().try_for_each(|dd| started.programs.add(dd).map(drop))?;
         started.wait_for_socket()?;
         let start = Instant::now();
         let produced =
@@ -178,5 +182,6 @@ fn round(start: Instant, image: &Image, processes: Vec<ProcessCost>) -> Round {
         bytes: image.bytes(),
         files: image.files(),
         processes,
+        arrived: None,
     }
 }

@@ -22,6 +22,7 @@ mod machine;
 mod markdown;
 mod measure;
 mod memory;
+mod network;
 mod options;
 mod pages;
 mod pipes;
@@ -56,6 +57,8 @@ Environment:
                     the old value back
   BENCH_CRIU_MB=N   MiB for the real CRIU (3072)
   BENCH_OUT=DIR     where results.json is (target/bench)
+  BASE=DIR          filters of another version, which do the same work in the
+                    same run
   PEER=PROGRAM      a criu-image-streamer to compare with
   CRIU=PROGRAM      the CRIU to use";
 

@@ -18,8 +18,7 @@ pub(crate) fn fill(path: &Path, results: &Results) -> Result<(), Error> {
         replace(&mut page, &name, &tables(setting));
     }
     if results.settings.iter().any(plot::has_arrival) {
-        let figure = "![Seconds until a process is restored](figures/arrival.svg)\n";
-        replace(&mut page, "arrival", figure);
+        replace(&mut page, "arrival", &arrivals(results));
     }
     fs::write(path, page)?;
     println!("{}", path.display());
@@ -66,6 +65,33 @@ fn tables(setting: &SettingResults) -> String {
     );
     let files = setting.cases.iter().filter(|case| report::counts_files(case));
     files.for_each(|case| rows(&mut text, case));
+    text
+}
+
+/// What else is known of restores whose image arrives.
+fn arrivals(results: &Results) -> String {
+    let mut text = String::from(
+        "| pipes | case | contender | restored | after the last byte | unread at most |\n\
+         |---|---|---|--:|--:|--:|\n",
+    );
+    for setting in &results.settings {
+        for case in &setting.cases {
+            let medians = case.contenders.iter().filter_map(|it| Some((it, it.median.as_ref()?)));
+            for (contender, median) in medians {
+                let Some(arrived) = &median.arrived else { continue };
+                let _ = writeln!(
+                    text,
+                    "| {} | {} | {} | {:.2} s | {:.2} s | {:.0} MiB |",
+                    report::size(setting.pipe_max_size as u64),
+                    case.name,
+                    contender.name.replace('|', "\\|"),
+                    median.wall_seconds,
+                    arrived.seconds_after,
+                    arrived.unread_bytes as f64 / (1 << 20) as f64,
+                );
+            }
+        }
+    }
     text
 }
 

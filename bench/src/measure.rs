@@ -39,7 +39,9 @@ pub(crate) fn run() -> Result<ExitCode, Error> {
         let _held = setting::hold(pipe_max_size)?;
         report::print_setting(pipe_max_size);
         results.settings.push(SettingResults { pipe_max_size, cases: Vec::new() });
-        for case in CASES.iter().filter(|case| bench.options.wants(case.name)) {
+        let is_first = results.settings.len() == 1;
+        let is_due = |case: &&Case| is_first || !case.is_same_in_all_settings();
+        for case in CASES.iter().filter(|case| bench.options.wants(case.name)).filter(is_due) {
             let measured = bench.measure(case);
             report::print_case(&measured);
             if let Some(setting) = results.settings.last_mut() {
@@ -68,7 +70,7 @@ impl Bench {
         if results.skipped.is_some() {
             return results;
         }
-        let contenders = case.work.contenders(self.options.peer.is_some());
+        let contenders = self.options.contenders(&case.work);
         results.contenders =
             contenders.iter().map(|contender| entry(*contender, &case.work)).collect();
         match self.measure_rounds(case, is_real, &contenders, &mut results.contenders) {

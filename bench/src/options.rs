@@ -1,6 +1,7 @@
 //! What the environment asks for.
 
 use crate::Error;
+use crate::cases::{Contender, Work};
 use std::env;
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -13,6 +14,7 @@ pub(crate) struct Options {
     only: Vec<String>,
     pub(crate) tuned: Option<bool>,
     pub(crate) criu_megabytes: usize,
+    pub(crate) base: Option<PathBuf>,
     pub(crate) peer: Option<PathBuf>,
     pub(crate) criu: PathBuf,
 }
@@ -39,11 +41,20 @@ impl Options {
                 Ok(other) => return Err(format!("BENCH_TUNED={other}: neither 0 nor 1").into()),
             },
             criu_megabytes: number("BENCH_CRIU_MB", Options::CRIU_MEGABYTES)?,
-            peer: env::var_os("PEER").filter(|path| !path.is_empty()).map(PathBuf::from),
-            criu: env::var_os("CRIU")
-                .filter(|path| !path.is_empty())
-                .map_or_else(|| "criu".into(), PathBuf::from),
+            base: path("BASE"),
+            peer: path("PEER"),
+            criu: path("CRIU").unwrap_or_else(|| "criu".into()),
         })
+    }
+
+    /// Who competes.
+    pub(crate) fn contenders(&self, work: &Work) -> Vec<Contender> {
+        let is_there = |contender: &Contender| match contender {
+            Contender::Base => self.base.is_some(),
+            Contender::Peer => self.peer.is_some(),
+            _ => true,
+        };
+        work.contenders().iter().copied().filter(is_there).collect()
     }
 
     /// Whether the case is asked for.
@@ -55,6 +66,10 @@ impl Options {
 /// Where `results.json` is.
 pub(crate) fn output_directory() -> PathBuf {
     env::var_os("BENCH_OUT").map_or_else(|| "target/bench".into(), PathBuf::from)
+}
+
+fn path(name: &str) -> Option<PathBuf> {
+    env::var_os(name).filter(|path| !path.is_empty()).map(PathBuf::from)
 }
 
 fn number(name: &str, default: usize) -> Result<usize, Error> {

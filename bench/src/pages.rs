@@ -148,5 +148,5 @@ fn send_pages(bench: &Bench, socket: &UnixStream) -> io::Result<()> {
 fn round(bench: &Bench, start: Instant, processes: Vec<ProcessCost>) -> Round {
     let image = Shape::Process.image(&bench.memory);
     let bytes = image.pages.iter().map(|file| file.range.len() * PAGE).sum::<usize>() as u64;
-    Round { wall_seconds: start.elapsed().as_secs_f64(), bytes, files: 0, processes }
+    Round { wall_seconds: start.elapsed().as_secs_f64(), bytes, files: 0, processes, arrived: None }
 }

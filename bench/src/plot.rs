@@ -41,19 +41,23 @@ pub(crate) fn run(docs: &Path) -> Result<ExitCode, Error> {
     fs::create_dir_all(&figures)?;
     for setting in &results.settings {
         for measure in MEASURES {
-            let size = report::size(setting.pipe_max_size as u64).replace(' ', "");
-            let path = figures.join(format!("{}-{size}.svg", measure.name));
+            let path = figures.join(format!("{}-{}.svg", measure.name, file_name(setting)));
             fs::write(&path, draw(setting, measure))?;
             println!("{}", path.display());
         }
     }
-    if let Some(setting) = results.settings.iter().rfind(|it| has_arrival(it)) {
-        let path = figures.join("arrival.svg");
+    for setting in results.settings.iter().filter(|setting| has_arrival(setting)) {
+        let path = figures.join(format!("arrival-{}.svg", file_name(setting)));
         fs::write(&path, arrival(setting))?;
         println!("{}", path.display());
     }
     markdown::fill(&docs.join("performance.md"), &results)?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// The setting, as figures' names have it.
+fn file_name(setting: &SettingResults) -> String {
+    report::size(setting.pipe_max_size as u64).replace(' ', "")
 }
 
 /// Pixels.
@@ -65,42 +69,66 @@ const GAP: usize = 30;
 const TOP: usize = 56;
 
 fn draw(setting: &SettingResults, measure: &Measure) -> String {
-    let cases = || setting.cases.iter().filter(|case| !report::counts_files(case));
-    let largest = cases().flat_map(|case| bars(case, measure)).map(|(_, value)| value);
-    let largest = largest.fold(f64::MIN_POSITIVE, f64::max);
-    let mut body = String::new();
-    let mut y = TOP;
-    for case in cases() {
-        let bars = bars(case, measure);
-        if bars.is_empty() {
-            continue;
-        }
-        text(&mut body, 12, y + 11, "class=\"case\"", &format!("{}: {}", case.name, case.title));
-        y += BAR + 6;
-        for (contender, value) in bars {
-            let length = value / largest * (WIDTH - LEFT - RIGHT) as f64;
-            text(&mut body, LEFT - 8, y + 11, "text-anchor=\"end\"", &contender.name);
-            let _ = writeln!(
-                body,
-                "<rect x=\"{LEFT}\" y=\"{y}\" width=\"{length:.1}\" height=\"{}\" fill=\"{}\"/>",
-                BAR - 2,
-                colour(contender)
-            );
-            let end = LEFT + length as usize + 6;
-            let digits = if value < 1.0 { 4 } else { 1 };
-            text(&mut body, end, y + 11, "", &format!("{value:.digits$}"));
-            y += BAR;
-        }
-        y += GAP - BAR;
-    }
+    let cases = setting.cases.iter().filter(|case| !report::counts_files(case));
+    let groups: Vec<_> = cases.map(|case| Group::of(case, measure.value)).collect();
     let title = format!(
         "{}, fs.pipe-max-size = {}",
         measure.title,
         report::size(setting.pipe_max_size as u64)
     );
-    let mut head = String::new();
-    text(&mut head, 12, 28, "class=\"title\"", &title);
-    svg(&title, y, &(head + &body))
+    figure(&title, &groups)
+}
+
+/// Bars below the name of a case.
+struct Group {
+    title: String,
+    bars: Vec<Bar>,
+}
+
+struct Bar {
+    name: String,
+    value: f64,
+    colour: &'static str,
+}
+
+impl Group {
+    fn of(case: &CaseResults, value: impl Fn(&Median) -> Option<f64>) -> Group {
+        let bar = |it: &ContenderResults| {
+            let value = value(it.median.as_ref()?)?;
+            Some(Bar { name: it.name.clone(), value, colour: colour(it) })
+        };
+        Group {
+            title: format!("{}: {}", case.name, case.title),
+            bars: case.contenders.iter().filter_map(bar).collect(),
+        }
+    }
+}
+
+fn figure(title: &str, groups: &[Group]) -> String {
+    let largest = groups.iter().flat_map(|group| &group.bars).map(|bar| bar.value);
+    let largest = largest.fold(f64::MIN_POSITIVE, f64::max);
+    let mut body = String::new();
+    text(&mut body, 12, 28, "class=\"title\"", title);
+    let mut y = TOP;
+    for Group { title, bars } in groups.iter().filter(|group| !group.bars.is_empty()) {
+        text(&mut body, 12, y + 11, "class=\"case\"", title);
+        y += BAR + 6;
+        for Bar { name, value, colour } in bars {
+            let length = value / largest * (WIDTH - LEFT - RIGHT) as f64;
+            text(&mut body, LEFT - 8, y + 11, "text-anchor=\"end\"", name);
+            let _ = writeln!(
+                body,
+                "<rect x=\"{LEFT}\" y=\"{y}\" width=\"{length:.1}\" height=\"{}\" fill=\"{colour}\"/>",
+                BAR - 2,
+            );
+            let end = LEFT + length as usize + 6;
+            let digits = if *value < 1.0 { 4 } else { 2 };
+            text(&mut body, end, y + 11, "", &format!("{value:.digits$}"));
+            y += BAR;
+        }
+        y += GAP - BAR;
+    }
+    svg(title, y, &body)
 }
 
 fn svg(title: &str, height: usize, body: &str) -> String {
@@ -120,50 +148,34 @@ pub(crate) fn has_arrival(setting: &SettingResults) -> bool {
     arriving.any(|case| case.contenders.iter().any(|contender| contender.median.is_some()))
 }
 
-/// A restore whose image arrives, beside the two that its time is made of: their sum, or the longer
-/// of them.
+/// A restore whose image arrives, beside the two things that it consists of: their sum, or the
+/// longer of them.
 fn arrival(setting: &SettingResults) -> String {
-    let mut bars: Vec<(String, f64, &str)> = Vec::new();
     let named = |name: &str| setting.cases.iter().find(|case| case.name == name);
-    let alone = named("criu-restore").into_iter().flat_map(|case| &case.contenders).take(1);
+    let mut groups = Vec::new();
+    for case in [named("criu-restore"), named("criu-arrival")].into_iter().flatten() {
+        groups.push(Group::of(case, |median| Some(median.wall_seconds)));
+    }
     let arriving = named("criu-arrival").into_iter().flat_map(|case| &case.contenders);
-    if let Some(round) = arriving.clone().find_map(|contender| contender.rounds.first()) {
-        let arrival = round.bytes as f64 / cases::NETWORK as f64;
-        bars.push(("the image arrives".into(), arrival, "#b0b0b0"));
+    let round = arriving.into_iter().find_map(|contender| contender.rounds.first());
+    if let (Some(round), Some(group)) = (round, groups.last_mut()) {
+        let value = round.bytes as f64 / cases::NETWORK as f64;
+        let bar = Bar { name: "the image arrives".into(), value, colour: GREY };
+        group.bars.insert(0, bar);
     }
-    for contender in alone.chain(arriving) {
-        if let Some(median) = &contender.median {
-            bars.push((contender.name.clone(), median.wall_seconds, colour(contender)));
-        }
-    }
-    let largest = bars.iter().map(|(_, seconds, _)| *seconds).fold(f64::MIN_POSITIVE, f64::max);
-    let title = "Seconds until a process is restored whose image arrives at 500 MB/s";
-    let mut body = String::new();
-    text(&mut body, 12, 28, "class=\"title\"", title);
-    let mut y = TOP;
-    for (name, seconds, colour) in &bars {
-        let length = seconds / largest * (WIDTH - LEFT - RIGHT) as f64;
-        text(&mut body, LEFT - 8, y + 11, "text-anchor=\"end\"", name);
-        let _ = writeln!(
-            body,
-            "<rect x=\"{LEFT}\" y=\"{y}\" width=\"{length:.1}\" height=\"{}\" fill=\"{colour}\"/>",
-            BAR - 2
-        );
-        text(&mut body, LEFT + length as usize + 6, y + 11, "", &format!("{seconds:.2}"));
-        y += BAR + 6;
-    }
-    svg(title, y + GAP - BAR, &body)
+    let title = format!(
+        "Seconds until a process is restored, fs.pipe-max-size = {}",
+        report::size(setting.pipe_max_size as u64)
+    );
+    figure(&title, &groups)
 }
 
-fn bars<'a>(case: &'a CaseResults, measure: &Measure) -> Vec<(&'a ContenderResults, f64)> {
-    let value = |it: &'a ContenderResults| Some((it, (measure.value)(it.median.as_ref()?)?));
-    case.contenders.iter().filter_map(value).collect()
-}
+const GREY: &str = "#b0b0b0";
 
 /// References are grey, other streamers blue, ours is orange; all differ in lightness.
 fn colour(contender: &ContenderResults) -> &'static str {
     match (contender.is_reference, contender.name.as_str()) {
-        (true, _) => "#b0b0b0",
+        (true, _) => GREY,
         (false, "criu-image-streamer") => "#2b5f8a",
         (false, _) => "#e07b1a",
     }

@@ -31,7 +31,13 @@ pub(crate) struct Program {
 impl Program {
     /// One of the filters, which are beside this program.
     pub(crate) fn filter(name: &str) -> Result<Program, Error> {
-        let path = std::env::current_exe()?.with_file_name(name);
+        let own = std::env::current_exe()?;
+        Program::filter_of(own.parent().ok_or("this program is in no directory")?, name)
+    }
+
+    /// The filter of this name in another directory.
+    pub(crate) fn filter_of(directory: &Path, name: &str) -> Result<Program, Error> {
+        let path = directory.join(name);
         match path.exists() {
             true => Ok(Program::new(&path)),
             false => Err(format!("{} isn't there", path.display()).into()),
@@ -125,16 +131,17 @@ impl Group {
     /// Starts the programs; all of them are killed when they take too long.
     pub(crate) fn start(programs: Vec<Program>) -> Result<Group, Error> {
         let mut group = Group { running: Vec::new(), watch: Watch::start(Group::PATIENCE) };
-        programs.into_iter().try_for_each(|program| group.add(program))?;
+        programs.into_iter().try_for_each(|program| group.add(program).map(drop))?;
         Ok(group)
     }
 
-    /// Starts one more.
-    pub(crate) fn add(&mut self, program: Program) -> Result<(), Error> {
+    /// Starts one more, and returns its process id.
+    pub(crate) fn add(&mut self, program: Program) -> Result<i32, Error> {
         let running = program.start()?;
-        self.watch.add(running.child.id() as i32);
+        let pid = running.child.id() as i32;
+        self.watch.add(pid);
         self.running.push(running);
-        Ok(())
+        Ok(pid)
     }
 
     /// Waits until all have ended, and says what each has cost. An exit status other than 0 is an

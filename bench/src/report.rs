@@ -1,6 +1,6 @@
 //! The table for people.
 
-use crate::results::{CaseResults, ContenderResults, Median, Results};
+use crate::results::{Arrived, CaseResults, ContenderResults, Median, Results};
 
 /// Which machine this is.
 pub(crate) fn print_machine(results: &Results) {
@@ -45,7 +45,10 @@ pub(crate) fn print_case(case: &CaseResults) {
     for contender in &case.contenders {
         match (&contender.median, &contender.failed) {
             (_, Some(reason)) => println!("  {:24} failed: {reason}", contender.name),
-            (Some(median), None) => println!("  {}", row(case, contender, median)),
+            (Some(median), None) => {
+                println!("  {}", row(case, contender, median));
+                median.arrived.iter().for_each(|it| println!("  {:24} {}", "", arrived_text(it)));
+            }
             (None, None) => println!("  {:24} not measured", contender.name),
         }
     }
@@ -97,6 +100,13 @@ pub(crate) fn share_text(case: &CaseResults, median: &Median) -> String {
         Some(first) => format!("{:.0} %", 100.0 * speed(case, median) / speed(case, first)),
         None => "-".into(),
     }
+}
+
+/// What else there is to say of a restore whose image arrived.
+fn arrived_text(arrived: &Arrived) -> String {
+    let Arrived { seconds_after, unread_bytes } = arrived;
+    let unread = size(*unread_bytes);
+    format!("restored {seconds_after:.2} s after the last byte, at most {unread} were unread")
 }
 
 /// Each filter's peak.

@@ -30,6 +30,10 @@ pub(crate) fn run(bench: &Bench, restore: &Restore, contender: &Contender) -> Re
         Contender::Filters => filters(Store::Auto),
         Contender::Memory => filters(Store::Memory),
         Contender::SmallPages => filters(Store::SmallPages),
+        Contender::Base => {
+            let path = bench.options.base.as_deref().ok_or("no BASE")?;
+            streamer(bench, restore, &image, Streamer::Base(path), Store::Auto)
+        }
         Contender::Peer => {
             let path = bench.options.peer.as_deref().ok_or("no PEER")?;
             streamer(bench, restore, &image, Streamer::Peer(path), Store::Auto)
@@ -156,5 +160,6 @@ fn round(start: Instant, image: &Image, processes: Vec<ProcessCost>) -> Round {
         bytes: image.bytes(),
         files: image.files(),
         processes,
+        arrived: None,
     }
 }

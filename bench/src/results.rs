@@ -51,6 +51,19 @@ pub(crate) struct Round {
     pub(crate) bytes: u64,
     pub(crate) files: u64,
     pub(crate) processes: Vec<ProcessCost>,
+    /// Of an image that arrived meanwhile.
+    #[serde(default)]
+    pub(crate) arrived: Option<Arrived>,
+}
+
+/// How a restore went on while its image arrived.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Arrived {
+    /// From the image's last byte until the process was restored.
+    pub(crate) seconds_after: f64,
+    /// The most bytes that had come and that CRIU had not read: those in all pipes on the way and
+    /// those in the memory of the filters.
+    pub(crate) unread_bytes: u64,
 }
 
 /// What one process has cost.
@@ -78,6 +91,8 @@ pub(crate) struct Median {
     pub(crate) context_switches: f64,
     /// Of each filter.
     pub(crate) peak_rss_bytes: Vec<(String, u64)>,
+    #[serde(default)]
+    pub(crate) arrived: Option<Arrived>,
 }
 
 impl Round {
@@ -115,6 +130,17 @@ impl Median {
                 round.filters().map(|filter| filter.context_switches as f64).sum()
             }),
             peak_rss_bytes: peaks.collect(),
+            arrived: Arrived::median(rounds),
+        })
+    }
+}
+
+impl Arrived {
+    fn median(rounds: &[Round]) -> Option<Arrived> {
+        let arrived: Vec<_> = rounds.iter().filter_map(|round| round.arrived.as_ref()).collect();
+        (!arrived.is_empty()).then(|| Arrived {
+            seconds_after: median(arrived.iter().map(|it| it.seconds_after).collect()),
+            unread_bytes: median(arrived.iter().map(|it| it.unread_bytes as f64).collect()) as u64,
         })
     }
 }

@@ -15,6 +15,8 @@ pub(crate) enum Streamer<'a> {
     Filters,
     /// The same, and one of the shards holds the metadata.
     MetadataFirst,
+    /// Those of another version, in this directory.
+    Base(&'a Path),
     /// criu-image-streamer, or what has its command line.
     Peer(&'a Path),
 }
@@ -46,18 +48,19 @@ impl Streamer<'_> {
                 let outputs = outputs.map_or_else(|many| many, Vec::from);
                 vec![peer(path, directory, outputs, report).arg("capture")]
             }
-            (Streamer::Filters | Streamer::MetadataFirst, Ok([output])) => {
-                vec![socket_filter("criu-sock-capture", directory, report)?.stdout(output)]
+            (_, Ok([output])) => {
+                vec![self.socket_filter("criu-sock-capture", directory, report)?.stdout(output)]
             }
-            (Streamer::Filters | Streamer::MetadataFirst, Err(outputs)) => {
+            (_, Err(outputs)) => {
                 let (read, write) = pipes::pipe()?;
                 let report_too = report.try_clone()?;
-                let split = shard_filter("shard-split", outputs, report_too)?.stdin(read);
+                let split = self.shard_filter("shard-split", outputs, report_too)?.stdin(read);
                 let split = match self {
                     Streamer::MetadataFirst => split.arg("--metadata-first"),
                     _ => split,
                 };
-                vec![socket_filter("criu-sock-capture", directory, report)?.stdout(write), split]
+                let capture = self.socket_filter("criu-sock-capture", directory, report)?;
+                vec![capture.stdout(write), split]
             }
         };
         Started::start(programs, progress)
@@ -66,7 +69,8 @@ impl Streamer<'_> {
     /// Starts what serves a restore in `directory` from the image, with memory on demand.
     pub(crate) fn serve_lazily(self, directory: &Path, image: OwnedFd) -> Result<Started, Error> {
         let (progress, report) = pipes::pipe()?;
-        let serve = socket_filter("image-serve", directory, report)?.arg("--lazy").stdin(image);
+        let serve =
+            self.socket_filter("image-serve", directory, report)?.arg("--lazy").stdin(image);
         Started::start(vec![serve], progress)
     }
 
@@ -83,19 +87,44 @@ impl Streamer<'_> {
                 let inputs = inputs.map_or_else(|many| many, Vec::from);
                 vec![peer(path, directory, inputs, report).arg("serve")]
             }
-            (Streamer::Filters | Streamer::MetadataFirst, Ok([input])) => {
-                vec![store.of(socket_filter("image-serve", directory, report)?).stdin(input)]
+            (_, Ok([input])) => {
+                vec![store.of(self.socket_filter("image-serve", directory, report)?).stdin(input)]
             }
-            (Streamer::Filters | Streamer::MetadataFirst, Err(inputs)) => {
+            (_, Err(inputs)) => {
                 let (read, write) = pipes::pipe()?;
                 let report_too = report.try_clone()?;
                 vec![
-                    shard_filter("shard-merge", inputs, report_too)?.stdout(write),
-                    store.of(socket_filter("image-serve", directory, report)?).stdin(read),
+                    self.shard_filter("shard-merge", inputs, report_too)?.stdout(write),
+                    store.of(self.socket_filter("image-serve", directory, report)?).stdin(read),
                 ]
             }
         };
         Started::start(programs, progress)
+    }
+
+    fn socket_filter(
+        self,
+        name: &str,
+        directory: &Path,
+        progress: OwnedFd,
+    ) -> Result<Program, Error> {
+        Ok(self.filter(name)?.arg("-D").arg(directory).fds("-p", vec![progress]))
+    }
+
+    fn shard_filter(
+        self,
+        name: &str,
+        shards: Vec<OwnedFd>,
+        progress: OwnedFd,
+    ) -> Result<Program, Error> {
+        Ok(self.filter(name)?.fds("-s", shards).fds("-p", vec![progress]))
+    }
+
+    fn filter(self, name: &str) -> Result<Program, Error> {
+        match self {
+            Streamer::Base(directory) => Program::filter_of(directory, name),
+            _ => Program::filter(name),
+        }
     }
 }
 
@@ -126,14 +155,6 @@ impl Started {
         }
         Err("ended before its socket was there".into())
     }
-}
-
-fn socket_filter(name: &str, directory: &Path, progress: OwnedFd) -> Result<Program, Error> {
-    Ok(Program::filter(name)?.arg("-D").arg(directory).fds("-p", vec![progress]))
-}
-
-fn shard_filter(name: &str, shards: Vec<OwnedFd>, progress: OwnedFd) -> Result<Program, Error> {
-    Ok(Program::filter(name)?.fds("-s", shards).fds("-p", vec![progress]))
 }
 
 fn peer(path: &Path, directory: &Path, shards: Vec<OwnedFd>, progress: OwnedFd) -> Program {

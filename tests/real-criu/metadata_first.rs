@@ -16,17 +16,18 @@ fn restore(bench: &Bench) -> String {
     )
 }
 
-/// Dumps the victim into the shards `0.zst`, `1.zst` and so on, the metadata first.
+/// Dumps the victim into the shards `0.zst`, `1.zst` and so on, the metadata first if there are two.
 fn dump(bench: &Bench, victim: &mut Victim, shards: usize) -> Statuses {
     for directory in ["dump", "restore"] {
         fs::create_dir_all(bench.scratch().join(directory)).expect("an images directory");
     }
     let criu = bench.criu.program().display();
     let pid = victim.pid();
+    let metadata_first = if shards > 1 { "-m" } else { "" };
     let script = format!(
         "criu-sock-capture -D dump -- {criu} dump --stream -D dump -t {pid} \
          -v4 --network-lock skip --tcp-established -o dump.log |
-            shard-split -m -n {shards} --filter 'zstd -q --check > $SHARD.zst'"
+            shard-split {metadata_first} -n {shards} --filter 'zstd -q --check > $SHARD.zst'"
     );
     Pipeline::start(bench, "dump", &script).must_succeed();
     victim.reap()
@@ -58,17 +59,26 @@ fn a_tree_goes_on_however_slow_which_shard_is() {
         return;
     }
     let mut victim = Victim::start(&bench, &["--megabytes", "24"]);
-    for (shards, limited) in
-        [(2, "true"), (3, "test $SHARD = 0"), (4, "test $SHARD = 1"), (8, "false")]
-    {
+    for (shards, limited) in [
+        (1, "true"),
+        (2, "true"),
+        (3, "test $SHARD = 0"),
+        (4, "test $SHARD = 1"),
+        (5, "test $SHARD = 4"),
+        (6, "test $SHARD -gt 0"),
+        (7, "test $SHARD = 0"),
+        (8, "false"),
+    ] {
         let dumped = dump(&bench, &mut victim, shards);
         let filter =
             format!("if {limited}; then pv -qL 30m $SHARD.zst; else cat $SHARD.zst; fi | zstd -dc");
         let script = format!("shard-merge -n {shards} --filter '{filter}' | {}", restore(&bench));
         Pipeline::start(&bench, "restore", &script).must_succeed();
         victim.must_go_on(&dumped);
-        if limited == "true" {
-            assert_eq!(progress(&bench), ["socket-init", "json"], "{shards} shards");
+        match (shards, limited) {
+            (1, _) => assert_eq!(progress(&bench), ["json", "socket-init"]),
+            (_, "true") => assert_eq!(progress(&bench), ["socket-init", "json"]),
+            _ => {}
         }
     }
 }

@@ -36,14 +36,20 @@ pub(crate) enum Arrival {
 pub(crate) struct Sink {
     sender: Sender<Arrival>,
     bell: Endpoint,
-    /// Whether the bell has rung and was not yet heard.
-    rung: Arc<AtomicBool>,
+    /// Whether somebody waits for more of a file.
+    hungry: Arc<AtomicBool>,
 }
 
 impl Sink {
     /// Hands on what has come. When nobody wants it any more, the program is about to end.
+    ///
+    /// As long as CRIU has enough to read, the pieces of files wait to be asked for: to wake up
+    /// the other thread for each would cost more than to move it.
     pub(crate) fn put(&self, arrival: Arrival) {
-        if self.sender.send(arrival).is_ok() && !self.rung.swap(true, Ordering::AcqRel) {
+        let is_piece = matches!(arrival, Arrival::Piece(..));
+        let is_sent = self.sender.send(arrival).is_ok();
+        // The order is that of `Arrivals::await_more`, the other way round.
+        if is_sent && (self.hungry.swap(false, Ordering::SeqCst) || !is_piece) {
             // A pipe that is full is heard too.
             let _ = self.bell.write_now(&[0]);
         }
@@ -55,7 +61,7 @@ impl Sink {
 pub(crate) struct Arrivals {
     receiver: Receiver<Arrival>,
     bell: Endpoint,
-    rung: Arc<AtomicBool>,
+    hungry: Arc<AtomicBool>,
     newest: Option<Newest>,
     /// What CRIU may have now.
     due: VecDeque<Arrival>,
@@ -84,21 +90,23 @@ impl Arrivals {
         let (bell, ring) = (endpoint(read)?, endpoint(write)?);
         ring.set_nonblocking()?;
         let (sender, receiver) = channel();
-        let rung = Arc::new(AtomicBool::new(false));
-        let sink = Sink { sender, bell: ring, rung: Arc::clone(&rung) };
+        let hungry = Arc::new(AtomicBool::new(false));
+        let sink = Sink { sender, bell: ring, hungry: Arc::clone(&hungry) };
         thread::Builder::new().name("load".into()).spawn(move || load.go_on(sink))?;
-        Ok(Arrivals { receiver, bell, rung, newest, due: VecDeque::new(), is_whole: false })
+        Ok(Arrivals { receiver, bell, hungry, newest, due: VecDeque::new(), is_whole: false })
     }
 
     /// Call when it is readable, before [`Arrivals::next`] is asked for all that has come.
     pub(crate) fn hear(&mut self) -> io::Result<()> {
         let mut bell = &self.bell;
         // However often it has rung; at its end, the thread has ended too.
-        let _rung = bell.read(&mut [0; 8])?;
-        // What rings from here on is heard the next time; what has not rung, as the flag was set,
-        // has been put before.
-        self.rung.store(false, Ordering::Release);
-        Ok(())
+        bell.read(&mut [0; 64]).map(drop)
+    }
+
+    /// Has the bell ring for the next piece, too. What has come before must be asked for with
+    /// [`Arrivals::next`] after this call.
+    pub(crate) fn await_more(&self) {
+        self.hungry.store(true, Ordering::SeqCst);
     }
 
     /// What CRIU may have next, or `None` if that has not come.

@@ -7,24 +7,32 @@ use pipe_io::poll::{self, PollFd, PollFlags};
 use pipe_io::{Endpoint, pipe, splice};
 use std::io::{self, ErrorKind};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// A file that is being sent.
 #[derive(Debug)]
 pub(crate) struct Outflow {
     /// The number of the client that has opened it.
     pub(crate) client: usize,
+    /// No other file has it that was opened.
+    pub(crate) number: u64,
     pub(crate) file: Handed,
     /// How much of the first piece was sent.
     sent: usize,
     /// How much of the file was sent.
     sent_in_all: u64,
+    /// How much of it when the pipe was full.
+    sent_before: u64,
     pipe: Endpoint,
     /// The capacity that the pipe has, or had before it was to have one slot, in bytes.
     capacity: usize,
     reading: Reading,
-    /// How long the pipe is left to its reader before it is filled again.
-    pub(crate) rest: Duration,
+    /// Whether its reader has made room since the pipe was full.
+    has_room: bool,
+    /// Until when the pipe is left to its reader nevertheless.
+    rests_until: Option<Instant>,
+    /// How many more times it is.
+    rests_left: u32,
 }
 
 /// Whether CRIU reads what it has opened.
@@ -61,6 +69,11 @@ pub(crate) enum Poured {
 /// reader that keeps up would keep us from answering anybody else.
 const TURNS: usize = 16;
 
+/// After a read that has emptied only a part of the pipe, it is left to its reader for a moment when
+/// there is room, so that there is more: so many times, and then it is tried without. A reader that
+/// asks for all of it at once, as CRIU does where memory is not fragmented, waits for us instead.
+const RESTS: u32 = 32;
+
 /// What a page slot takes of a file on every kernel, in bytes.
 const SLOT: usize = 4096;
 
@@ -69,6 +82,7 @@ impl Outflow {
     /// pipe is ours alone, as CRIU closes its own descriptor of this end.
     pub(crate) fn new(
         client: usize,
+        number: u64,
         file: Handed,
         is_needless: bool,
         pipe: OwnedFd,
@@ -83,28 +97,72 @@ impl Outflow {
             true => Reading::Seen,
             false => reading(&file, &pipe, capacity),
         };
-        let rest = match reading {
-            Reading::InOneSlot => Duration::ZERO,
-            Reading::Seen | Reading::Unseen => pipe::rest(capacity),
-        };
-        let sent_in_all = 0;
-        Ok(Outflow { client, file, sent: 0, sent_in_all, pipe, capacity, reading, rest })
+        Ok(Outflow {
+            client,
+            number,
+            file,
+            sent: 0,
+            sent_in_all: 0,
+            sent_before: 0,
+            pipe,
+            capacity,
+            reading,
+            has_room: true,
+            rests_until: None,
+            rests_left: 0,
+        })
     }
 
-    /// Whether there is something to be sent, and so something to do when the pipe has room.
-    pub(crate) fn wants_room(&self) -> bool {
-        self.file.complete || !self.file.pieces.is_empty()
+    /// Notes that its reader has made room, or has gone.
+    pub(crate) fn was_emptied(&mut self, now: Instant) {
+        self.has_room = true;
+        let may_rest = self.rests_left > 0 && self.reading != Reading::InOneSlot;
+        self.rests_until = may_rest.then(|| now + pipe::rest(self.capacity));
     }
 
-    /// Sends what there is room for. Call when the pipe is ready, or was just opened.
+    /// Whether little is left to be sent of what has come, and more will come.
+    pub(crate) fn is_hungry(&self) -> bool {
+        /// With one piece, there may be nothing to send until another thread was woken up.
+        const ENOUGH: usize = 2;
+
+        !self.file.complete && self.file.pieces.len() < ENOUGH
+    }
+
+    /// When something can be sent, if all there is to wait for is time.
+    pub(crate) fn next_turn(&self, now: Instant) -> Option<Duration> {
+        let wants_room = self.file.complete || !self.file.pieces.is_empty();
+        let rest =
+            || self.rests_until.map_or(Duration::ZERO, |at| at.saturating_duration_since(now));
+        (self.has_room && wants_room).then(rest)
+    }
+
+    /// Sends what there is room for. Call when its turn has come, or the pipe was just opened.
     pub(crate) fn pour(&mut self, image: Option<&Endpoint>) -> Result<Poured, Error> {
+        let poured = self.send_some(image);
+        if !self.has_room && self.reading != Reading::InOneSlot {
+            self.learn();
+        }
+        poured
+    }
+
+    /// The pipe is full again: sees how much room its reader had made.
+    fn learn(&mut self) {
+        let filled = self.sent_in_all - std::mem::replace(&mut self.sent_before, self.sent_in_all);
+        self.rests_left = match self.rests_until.take() {
+            Some(_) => self.rests_left.saturating_sub(1),
+            None if filled.saturating_mul(8) < (self.capacity as u64).saturating_mul(7) => RESTS,
+            None => 0,
+        };
+    }
+
+    fn send_some(&mut self, image: Option<&Endpoint>) -> Result<Poured, Error> {
         if self.reading == Reading::InOneSlot && self.sent_in_all > 0 {
             // The slot was full: the pipe is ready because it is empty, or closed, or both.
             if !self.was_read()? {
                 return Ok(Poured::Unread);
             }
             self.reading = Reading::Seen;
-            self.rest = pipe::rest(pipe::grow(&self.pipe, self.capacity).unwrap_or(0));
+            self.capacity = pipe::grow(&self.pipe, self.capacity).unwrap_or(0);
         }
         let mut turns = TURNS;
         while let Some(piece) = self.file.pieces.front() {
@@ -128,13 +186,11 @@ impl Outflow {
                 Ok(moved) => {
                     self.sent += moved;
                     self.sent_in_all += moved as u64;
-                    // The pipe is full. Another attempt would find out no more, and would have to
-                    // wait for a reader that holds the pipe's mutex as long as it copies.
                     if moved < left || self.reading == Reading::InOneSlot {
-                        return Ok(Poured::Some);
+                        return self.is_filled();
                     }
                 }
-                Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(Poured::Some),
+                Err(error) if error.kind() == ErrorKind::WouldBlock => return self.is_filled(),
                 Err(error) if error.kind() == ErrorKind::BrokenPipe => return self.left(),
                 Err(error) => return Err(self.failed(error)),
             }
@@ -143,6 +199,21 @@ impl Outflow {
             true => Ok(Poured::All),
             false => self.look(),
         }
+    }
+
+    /// Less was sent than there is: the pipe is full. Another attempt would find out no more, and
+    /// would have to wait for a reader that holds the pipe's mutex as long as it copies.
+    fn is_filled(&mut self) -> Result<Poured, Error> {
+        self.has_room = false;
+        // From a file less may have come for another reason. Then nobody tells of the room.
+        if matches!(self.file.pieces.front(), Some(Piece::Range(..)))
+            && self.reading != Reading::InOneSlot
+            && poll::is_writable(&self.pipe).map_err(|error| self.failed(error))?
+        {
+            self.has_room = true;
+            self.rests_until = Some(Instant::now() + pipe::rest(self.capacity));
+        }
+        Ok(Poured::Some)
     }
 
     /// Sends nothing, and sees whether CRIU has closed the pipe.

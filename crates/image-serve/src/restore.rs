@@ -9,12 +9,11 @@ use crate::store::{Found, Handed, Piece, Store};
 use cli::{Child, Counters, Progress};
 use criu_protocol::{Connection, Event, INVENTORY, Listener, ProtocolError};
 use criu_protocol::{is_memory, is_nftables, is_only_network_lock, is_tcp};
-use pipe_io::Endpoint;
 use pipe_io::poll::{self, PollFd, PollFlags};
+use pipe_io::{Emptied, Endpoint};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use wire_format::FileName;
 
 /// A restore that goes on.
@@ -34,6 +33,10 @@ pub(crate) struct Restore<'a> {
     pub(crate) awaited: usize,
     pub(crate) clients: Vec<Client>,
     pub(crate) outflows: Vec<Outflow>,
+    /// Tells when their pipes have room.
+    pub(crate) emptied: Emptied,
+    /// How many files were opened.
+    pub(crate) opened: u64,
     pub(crate) progress: &'a Progress,
     /// Whether it is known that CRIU can send one more pipe: what cannot be received is lost.
     pub(crate) has_room: bool,
@@ -64,32 +67,23 @@ struct Ready {
     connection: bool,
     /// One for each client.
     clients: Vec<bool>,
-    /// One for each outflow.
-    outflows: Vec<bool>,
+    /// Whether pipes were read from.
+    emptied: bool,
     /// Whether the command has news.
     child: bool,
-}
-
-impl Ready {
-    /// Whether there is nothing to do but to go on filling pipes.
-    fn is_only_room(&self) -> bool {
-        !self.arrivals && !self.connection && !self.child && !self.clients.contains(&true)
-    }
 }
 
 impl Restore<'_> {
     /// Serves until the last connection has gone.
     pub(crate) fn run(mut self, child: &mut Option<Child>) -> Result<(), Error> {
         while self.awaited > 0 || !self.clients.is_empty() || !self.outflows.is_empty() {
+            self.await_arrivals()?;
             let ready = self.wait(child.as_ref())?;
-            if ready.is_only_room() {
-                self.rest(&ready.outflows);
-            }
-            // The order keeps the indices of `ready` valid.
-            self.pour(&ready.outflows)?;
             if ready.arrivals {
-                self.take_arrivals()?;
+                self.hear_arrivals()?;
             }
+            self.pour(ready.emptied)?;
+            // Before there are more clients.
             self.hear(&ready.clients);
             if ready.connection {
                 self.accept(child.as_ref())?;
@@ -124,12 +118,11 @@ impl Restore<'_> {
 
     fn wait(&self, child: Option<&Child>) -> Result<Ready, Error> {
         let mut fds = Vec::new();
-        let outflows = self.outflows.iter().map(|it| {
-            let has_something = it.wants_room() && !self.is_held(it);
-            let wanted = if has_something { PollFlags::POLLOUT } else { PollFlags::empty() };
-            PollFd::new(it.as_fd(), wanted)
-        });
-        fds.extend(outflows);
+        // Small files are gone before anybody must wait for their pipes.
+        let has_outflows = !self.outflows.is_empty();
+        if has_outflows {
+            fds.push(PollFd::new(self.emptied.as_fd(), PollFlags::POLLIN));
+        }
         let clients = self.clients.iter();
         fds.extend(clients.map(|it| PollFd::new(it.connection.as_fd(), PollFlags::POLLIN)));
         if self.awaited > 0 {
@@ -140,25 +133,22 @@ impl Restore<'_> {
         }
         let others = child.iter().flat_map(|child| child.fds());
         fds.extend(others.map(|fd| PollFd::new(fd, PollFlags::POLLIN)));
-        poll::wait(&mut fds).map_err(Error::System)?;
+        let now = Instant::now();
+        let outflows = self.outflows.iter().filter(|outflow| !self.is_held(outflow));
+        match outflows.filter_map(|outflow| outflow.next_turn(now)).min() {
+            Some(turn) => poll::wait_for(&mut fds, turn).map(drop),
+            None => poll::wait(&mut fds),
+        }
+        .map_err(Error::System)?;
 
         let mut ready = fds.iter().map(|fd| fd.revents().is_some_and(|events| !events.is_empty()));
         Ok(Ready {
-            outflows: ready.by_ref().take(self.outflows.len()).collect(),
+            emptied: has_outflows && ready.next().unwrap_or(false),
             clients: ready.by_ref().take(self.clients.len()).collect(),
             connection: ready.by_ref().take(usize::from(self.awaited > 0)).any(|ready| ready),
             arrivals: ready.by_ref().take(self.arrivals.iter().len()).any(|ready| ready),
             child: ready.any(|ready| ready),
         })
-    }
-
-    /// Leaves the pipes that have room to their readers for a moment.
-    fn rest(&self, ready: &[bool]) {
-        let ready = self.outflows.iter().zip(ready).filter(|(_, is_ready)| **is_ready);
-        match ready.map(|(outflow, _)| outflow.rest).min() {
-            None | Some(Duration::ZERO) => {}
-            Some(rest) => thread::sleep(rest),
-        }
     }
 
     fn accept(&mut self, child: Option<&Child>) -> Result<(), Error> {
@@ -181,21 +171,28 @@ impl Restore<'_> {
     }
 
     /// Fills the pipes that have room. Those that are done are closed.
-    fn pour(&mut self, ready: &[bool]) -> Result<(), Error> {
-        let mut index = 0;
+    fn pour(&mut self, has_emptied: bool) -> Result<(), Error> {
+        let now = Instant::now();
+        let emptied = if has_emptied { self.emptied.take() } else { Ok(Vec::new()) };
+        let emptied = emptied.map_err(Error::System)?;
         let mut result = Ok(());
         let mut unread = Vec::new();
         let (image, holds_memory) = (self.image, self.holds_memory);
         let mut has_left_memory = false;
         self.outflows.retain_mut(|outflow| {
-            let is_ready = ready.get(index).copied().unwrap_or(false);
-            index += 1;
-            if !is_ready || result.is_err() {
-                return true;
+            let was_emptied = emptied.contains(&outflow.number);
+            if was_emptied {
+                outflow.was_emptied(now);
             }
             let is_memory = is_memory(outflow.file.name.as_str());
-            let poured =
-                if holds_memory && is_memory { outflow.look() } else { outflow.pour(image) };
+            let turn = outflow.next_turn(now).filter(|_| !(holds_memory && is_memory));
+            let poured = match turn {
+                _ if result.is_err() => return true,
+                Some(Duration::ZERO) => outflow.pour(image),
+                // Its reader may have gone.
+                None if was_emptied => outflow.look(),
+                _ => return true,
+            };
             match poured {
                 Ok(Poured::Some) => true,
                 Ok(Poured::All) => false,
@@ -303,14 +300,18 @@ impl Restore<'_> {
                     if is_memory(file.name.as_str()) {
                         self.ballast.pop();
                     }
-                    let is_needless = self.is_needless(&file);
-                    let mut outflow = Outflow::new(client.number, file, is_needless, pipe)?;
+                    let number = self.opened;
+                    self.opened += 1;
+                    let needless = self.is_needless(&file);
+                    let mut outflow = Outflow::new(client.number, number, file, needless, pipe)?;
                     let poured = match self.is_held(&outflow) {
                         true => outflow.look(),
                         false => outflow.pour(self.image),
                     };
                     match poured? {
                         Poured::Some => {
+                            let watched = self.emptied.watch(&outflow, outflow.number);
+                            watched.map_err(Error::System)?;
                             self.outflows.push(outflow);
                             self.has_room = false;
                         }
@@ -378,10 +379,25 @@ impl Restore<'_> {
         }
     }
 
+    /// Where CRIU has little left to read of a file, sees to it that more is told of at once.
+    fn await_arrivals(&mut self) -> Result<(), Error> {
+        let Some(arrivals) = &self.arrivals else { return Ok(()) };
+        let is_hungry = |it: &Outflow| it.is_hungry() && !self.is_held(it);
+        if !self.outflows.iter().any(is_hungry) {
+            return Ok(());
+        }
+        arrivals.await_more();
+        self.take_arrivals()
+    }
+
+    fn hear_arrivals(&mut self) -> Result<(), Error> {
+        self.arrivals.as_mut().map_or(Ok(()), Arrivals::hear).map_err(Error::System)?;
+        self.take_arrivals()
+    }
+
     /// Takes what has come of the image, for those who read it and those who will.
     fn take_arrivals(&mut self) -> Result<(), Error> {
         let Some(mut arrivals) = self.arrivals.take() else { return Ok(()) };
-        arrivals.hear().map_err(Error::System)?;
         let mut is_whole = false;
         while let Some(arrival) = arrivals.next()? {
             match arrival {

@@ -13,7 +13,7 @@ use cli::{
     UsageError,
 };
 use criu_protocol::{Direction, Listener};
-use pipe_io::inherit;
+use pipe_io::{Emptied, inherit};
 use std::sync::Arc;
 
 /// Does what the command line asks for.
@@ -94,6 +94,8 @@ pub(crate) fn run(args: Args) -> Result<(), Failure<Error>> {
             awaited: args.clients.get(),
             clients: Vec::new(),
             outflows: Vec::new(),
+            emptied: Emptied::new().map_err(Error::System)?,
+            opened: 0,
             progress: &progress,
             has_room: false,
             begun: false,

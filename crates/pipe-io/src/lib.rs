@@ -35,6 +35,7 @@
 //! ```
 
 mod amount;
+mod emptied;
 mod endpoint;
 pub mod inherit;
 mod intake;
@@ -55,6 +56,7 @@ mod taken;
 pub mod userfault;
 
 pub use amount::{Bytes, Rate};
+pub use emptied::Emptied;
 pub use endpoint::{Endpoint, FileId, Kind, Patient};
 pub use intake::Intake;
 pub use mover::{MoveError, Mover};
