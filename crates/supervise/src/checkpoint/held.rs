@@ -150,15 +150,12 @@ impl Held {
 
     fn start_pipeline(&mut self) -> Result<(), Cause> {
         let (stream, image) = Tap::new().map_err(Cause::System)?;
-        match &mut self.rounds {
-            None => {}
-            Some(rounds) => {
-                self.images = Some(rounds.begin(self.image).map_err(Cause::System)?);
-            }
+        if let Some(rounds) = &mut self.rounds {
+            self.images = Some(rounds.begin(self.image).map_err(Cause::System)?);
         }
         match self.images {
             None => self.start_capture(&stream)?,
-            Some(_) => self.start_page_capture(&stream)?,
+            Some(_) => self.start_page_capture(stream.writer().map_err(Cause::System)?)?,
         }
         self.stream = Some(stream);
         self.start_takers(image)
@@ -189,12 +186,12 @@ impl Held {
             .map_err(Cause::System)?
     }
 
-    fn start_page_capture(&mut self, stream: &Tap) -> Result<(), Cause> {
+    fn start_page_capture(&mut self, stream: OwnedFd) -> Result<(), Cause> {
         let Some(images) = self.images.clone() else { return Ok(()) };
         let (scratch, id) = (self.holder.scratch.path().to_owned(), self.image);
         self.holder.start_filter(Role::PageCapture, "criu-page-capture", |command| {
             images.prepare_capture(command, &scratch, id);
-            command.stdout(stream.writer()?);
+            command.stdout(stream);
             Ok(())
         })
     }
@@ -534,17 +531,17 @@ impl Held {
     }
 
     fn start_next_round(&mut self) -> Result<(), Cause> {
-        let (Some(rounds), Some(stream)) = (&mut self.rounds, self.stream.take()) else {
-            return Ok(());
-        };
-        rounds.end_one(std::mem::take(&mut self.bytes));
-        self.holder.voice.note(format_args!("{rounds} the next"));
+        let Some(rounds) = &mut self.rounds else { return Ok(()) };
+        let (number, bytes) = (rounds.number(), std::mem::take(&mut self.bytes));
+        self.holder.voice.note(format_args!("round {number}: {}", Bytes(bytes)));
+        rounds.end_one(bytes);
         self.image = ImageId(pipe_io::random().map_err(Cause::System)?);
         self.images = Some(rounds.begin(self.image).map_err(Cause::System)?);
         self.expected = None;
-        let started = self.start_page_capture(&stream);
-        self.stream = Some(stream);
-        started
+        match self.stream.as_ref().map(Tap::writer) {
+            Some(writer) => self.start_page_capture(writer.map_err(Cause::System)?),
+            None => Ok(()),
+        }
     }
 
     fn let_go_if_safe(&mut self) {
@@ -693,6 +690,11 @@ impl Held {
             return;
         }
         let awaited = self.awaited();
+        if let Some(rounds) = self.rounds.as_ref().filter(|it| it.tree_runs()) {
+            let (number, bytes) = (rounds.number(), Bytes(self.bytes));
+            let line = format_args!("round {number}: {bytes}; waiting for {awaited}");
+            return self.holder.live.show(line);
+        }
         let rate = Rate(self.bytes, self.frozen_for());
         let left = self.expected.unwrap_or(0).saturating_sub(self.bytes);
         let time = match rate.time_for(left) {

@@ -62,6 +62,11 @@ impl Rounds {
         !self.is_dump
     }
 
+    /// Of the round that goes on, from 1.
+    pub(super) fn number(&self) -> usize {
+        self.sent.len() + 1
+    }
+
     /// What all rounds have sent that are over.
     pub(super) fn bytes(&self) -> u64 {
         self.sent.iter().sum()
