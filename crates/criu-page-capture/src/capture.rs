@@ -60,6 +60,7 @@ impl Capture<'_> {
             let command = self.wire.command(self.around, self.output.endpoint())?;
             self.order.accept(&command).map_err(Error::Order)?;
             if matches!(command, Command::HasParent(_) | Command::Open(_)) {
+                self.wire.question();
                 self.begin()?;
             }
             match command {
@@ -115,6 +116,7 @@ impl Capture<'_> {
         let Some(incoming) = &mut self.incoming else { return Ok(()) };
         incoming.add(run);
         if Incoming::is_left_out(&run) {
+            self.wire.no_pages();
             return match self.parent {
                 Some(_) => Ok(()),
                 None => Err(Error::NoParent(memory)),
@@ -122,7 +124,10 @@ impl Capture<'_> {
         }
         let bytes = run.bytes(page_size());
         if bytes > FEW {
-            return incoming.splice(self.wire.many_pages(), bytes, &mut self.output);
+            let before = incoming.few().len();
+            let from = self.wire.many_pages(bytes, incoming.few());
+            let received = (incoming.few().len() - before) as u64;
+            return incoming.splice(from, bytes - received, &mut self.output);
         }
         let output = self.output.endpoint();
         // Not more than `FEW`.
