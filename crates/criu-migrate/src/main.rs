@@ -51,10 +51,10 @@ struct Args {
     #[arg(long, value_name = "PATH", verbatim_doc_comment)]
     fs: Vec<PathBuf>,
 
-    /// Send memory while the tree runs, then what has changed
+    /// Send memory before, while the tree runs
     ///
-    /// At most ROUNDS times: 8 unless given. The kernel must tell which pages
-    /// have changed.
+    /// Then what has changed meanwhile, again and again, at most ROUNDS times
+    /// in all: 8 unless given. The kernel must tell which pages have changed.
     #[arg(
         long,
         value_name = "ROUNDS",
