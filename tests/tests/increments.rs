@@ -129,18 +129,26 @@ fn after_a_failure_the_image_is_whole_again() {
     series.scene.must_leave_nothing();
 }
 
-/// One that has failed before CRIU came to memory has changed nothing.
+/// Whoever dumps the process has the kernel forget: another series, or a migration that has failed.
 #[test]
-fn a_checkpoint_that_does_not_come_to_memory_changes_nothing() {
+fn an_image_is_whole_after_another_one_that_was_made_elsewhere() {
     let series = Series::start();
+    fs::create_dir(series.scene.file("other")).expect("a directory");
+    series.image(&["-R"]);
     let (first, _) = series.image(&["-R"]);
-    for fault in ["start:fail", "frozen:fail"] {
-        let finished = series.checkpoint(&["-R"], &[("STAND_IN_FAULT", fault)], STORE);
-        assert_eq!(finished.status.code(), Some(1), "{fault}: {:?}", finished.stderr);
-    }
-    let (_, parent) = series.image(&["-R"]);
-    assert_eq!(parent, Some(first));
-    assert_eq!(series.chain().len(), 2);
+    let options = ["-R", "--increments", "other"];
+    let other = series.scene.checkpoint(series.hold.pid(), &options, "cat > x").run(&[]);
+    other.succeeded();
+    assert_eq!(series.image(&["-R"]).1, None, "after one of another series");
+    assert_ne!(series.image(&["-R"]).1, Some(first));
+    let command = "head -c 3000000 | $RECEIVE";
+    let migrate = series.scene.migrate(series.hold.pid(), &["--pre-copy"], command).run(&[]);
+    assert_eq!(migrate.status.code(), Some(1));
+    assert_eq!(series.image(&["-R"]).1, None, "after a migration that failed");
+    // One by --stream has the kernel forget nothing.
+    let (last, _) = series.image(&["-R"]);
+    series.scene.checkpoint(series.hold.pid(), &["-R"], "cat > x").run(&[]).succeeded();
+    assert_eq!(series.image(&["-R"]).1, Some(last));
 }
 
 #[test]
@@ -213,9 +221,17 @@ fn two_checkpoints_of_one_series_are_not_made_at_once() {
     let second = series.checkpoint(&["-R"], &[], "cat > y");
     assert_eq!(second.status.code(), Some(1));
     let last = second.stderr.last().expect("a last line");
+    assert!(last.contains(": another checkpoint is making an increment of it; "), "{last}");
+    // Nor of two processes.
+    let other = tempfile::TempDir::new().expect("a directory");
+    let other = Hold::start(other.path(), 1, false);
+    let third = series.scene.checkpoint(other.pid(), &options, "cat > y").run(&[]);
+    assert_eq!(third.status.code(), Some(1));
+    let last = third.stderr.last().expect("a last line");
     assert!(last.contains("series: another checkpoint is making an image there; "), "{last}");
     fs::write(series.scene.file("go"), "").expect("a file");
     first.finish().succeeded();
+    series.scene.must_leave_nothing();
 }
 
 #[test]

@@ -21,6 +21,7 @@ mod peer;
 mod report;
 mod rounds;
 mod series;
+mod tracking;
 
 pub use pages::tracks_memory;
 
@@ -118,6 +119,8 @@ pub enum Refusal {
     NoDirectory(PathBuf),
     /// Another checkpoint has this directory.
     InUse(PathBuf),
+    /// Another checkpoint has what the kernel tells of this tree.
+    Tracked(Pid),
     /// It cannot be worked in this directory.
     Path(PathBuf, io::Error),
     /// There is no place for a socket, or no second process.
@@ -160,9 +163,11 @@ pub fn run(plan: Plan, voice: Voice) -> Result<ExitCode, Refusal> {
     let undo = scratch.clone();
     let last_words = plan.destination.last_words();
     front::in_two_processes(voice, scratch, last_words, |reins, scratch| {
+        let undo = scratch.clone();
         let held = held::Held::new(plan, tree, criu, shell, voice, reins, scratch);
         held.map_or_else(
             |error| {
+                undo.remove();
                 voice.last(format_args!("FAILED: {error}; process {} runs on", tree.root()));
                 Outcome::Status(1)
             },
@@ -192,6 +197,9 @@ impl fmt::Display for Refusal {
             Refusal::NoDirectory(path) => write!(f, "{}: not a directory", path.display()),
             Refusal::InUse(path) => {
                 write!(f, "{}: another checkpoint is making an image there", path.display())
+            }
+            Refusal::Tracked(pid) => {
+                write!(f, "process {pid}: another checkpoint is making an increment of it")
             }
             Refusal::Path(path, error) => {
                 write!(f, "{}: {}", path.display(), pipe_io::reason(error))

@@ -5,6 +5,7 @@ use super::peer::{Peer, There};
 use super::report::{End, Report};
 use super::rounds::Rounds;
 use super::series::Series;
+use super::tracking::Tracking;
 use super::{Destination, Plan, Refusal};
 use crate::archive;
 use crate::cause::Cause;
@@ -48,6 +49,8 @@ pub(super) struct Held {
     images: Option<Images>,
     /// The series that it belongs to.
     series: Option<Series>,
+    /// What else builds on what the kernel tells of the tree.
+    tracking: Option<Tracking>,
     /// What is sent while the tree runs.
     rounds: Option<Rounds>,
     /// What the image is expected to have, in bytes; unknown of an increment.
@@ -85,7 +88,10 @@ impl Held {
         scratch: Scratch,
     ) -> Result<Held, Refusal> {
         let image = ImageId(pipe_io::random().map_err(Refusal::System)?);
-        let series = plan.increments.as_deref().map(|it| Series::open(it, &tree)).transpose()?;
+        let is_tracked = plan.increments.is_some() || plan.rounds.is_some();
+        let tracking = is_tracked.then(|| Tracking::open(&tree)).transpose()?;
+        let last = tracking.as_ref().and_then(Tracking::last);
+        let series = plan.increments.as_deref().map(|it| Series::open(it, last)).transpose()?;
         let (series, images) = series.unzip();
         let is_increment = images.as_ref().is_some_and(|it: &Images| it.before.is_some());
         let verification = match plan.verify {
@@ -104,6 +110,7 @@ impl Held {
             image,
             images,
             series,
+            tracking,
             files: None,
             stream: None,
             shards: Vec::new(),
@@ -246,11 +253,11 @@ impl Held {
             false => Some(Gate::new().map_err(Cause::System)?),
         };
         criu.arg(if gate.is_some() { "dump" } else { "pre-dump" });
-        criu.arg("--tree").arg(self.tree.root().to_string());
         match &self.images {
-            None => _ = criu.arg("--stream").arg("--images-dir").arg(&scratch),
+            None => _ = criu.args(["--stream", "--images-dir"]).arg(&scratch),
             Some(images) => images.prepare_criu(&mut criu),
         }
+        criu.arg("--tree").arg(self.tree.root().to_string());
         criu.arg("--work-dir").arg(self.plan.logs.as_ref().unwrap_or(&scratch));
         // With more, CRIU notes each run of pages that it sends, and takes longer for that than for
         // an increment of fragmented memory.
@@ -264,6 +271,9 @@ impl Held {
         }
         criu.args(&self.plan.criu_options.arguments);
         criu_log::remove(&self.log());
+        if let Some(tracking) = &self.tracking {
+            tracking.note(self.image).map_err(Cause::System)?;
+        }
         let holder = &mut self.holder;
         match self.images {
             None => holder.start_criu(criu, gate, false),
@@ -790,6 +800,9 @@ impl Held {
 
     /// Notes what the next image of a series can build on. Where that cannot be noted, it is whole.
     fn note_in_series(&self, state: State) {
+        if let (Some(tracking), State::Gone) = (&self.tracking, state) {
+            tracking.forget();
+        }
         let Some(series) = &self.series else { return };
         let noted = match (self.holder.cause(), state) {
             (None, State::Runs | State::Stopped) => series.go_on(),
