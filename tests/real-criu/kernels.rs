@@ -10,13 +10,22 @@ use crate::bench::{Bench, program, skip};
 const CANNOT: i32 = 77;
 
 #[test]
-fn increments_have_what_has_changed_and_combine_to_the_whole() {
-    let name = "increments_have_what_has_changed_and_combine_to_the_whole";
+fn increments_and_rounds_have_what_has_changed_and_combine_to_the_whole() {
+    let name = "increments_and_rounds_have_what_has_changed_and_combine_to_the_whole";
     // It brings its own kernel, and this machine's CRIU.
     let Some(bench) = Bench::set_up("increments") else { return };
     drop(bench);
     let kernels = Path::new(env!("CARGO_MANIFEST_DIR")).join("kernels");
-    let programs = ["victim", "criu-page-capture", "image-combine", "image-serve", "image-extract"];
+    let programs = [
+        "victim",
+        "criu-page-capture",
+        "image-combine",
+        "image-serve",
+        "image-extract",
+        "criu-checkpoint",
+        "criu-restore",
+        "criu-migrate",
+    ];
     let booted = Command::new(kernels.join("boot"))
         .arg("bookworm")
         .arg(kernels.join("increments"))

@@ -264,7 +264,7 @@ fn nothing_is_frozen_before_every_connection_has_answered() {
         (
             "another version",
             "-- 'echo criu-migrate 7 ready 9.9; cat >x'".into(),
-            "the other end has a criu-migrate of protocol 7 (version 9.9), and this is protocol 1 (version ".into(),
+            "the other end has a criu-migrate of protocol 7 (version 9.9), and this is protocol 2 (version ".into(),
         ),
         ("refused there", format!("-- 'CRIU=none {enter} $RECEIVE'"), "at the other end: none: not found".into()),
         // The second of three connections does not come.
@@ -291,12 +291,12 @@ fn a_connection_that_fails_leaves_the_process_running_here() {
         ("cut in the middle", format!("-- 'head -c 30000000 | {enter} $RECEIVE'"), cut),
         (
             "killed in the middle",
-            "-- 'echo criu-migrate 1 ready 1; head -c 3000000 >x; kill -9 $$'".into(),
+            "-- 'echo criu-migrate 2 ready 1; head -c 3000000 >x; kill -9 $$'".into(),
             "the connection was killed (SIGKILL)",
         ),
         (
             "closed in the middle",
-            "-- 'echo criu-migrate 1 ready 1; head -c 3000000 >x; exec <&-; sleep 5'".into(),
+            "-- 'echo criu-migrate 2 ready 1; head -c 3000000 >x; exec <&-; sleep 5'".into(),
             "the connection is lost: Broken pipe",
         ),
         (
@@ -314,7 +314,7 @@ fn a_connection_that_fails_leaves_the_process_running_here() {
         ),
         (
             "restored, before it was told to",
-            "-- 'echo criu-migrate 1 ready 1; echo restored; cat >x'".into(),
+            "-- 'echo criu-migrate 2 ready 1; echo restored; cat >x'".into(),
             "the other end has said 'restored', which is no answer of criu-migrate",
         ),
     ] {

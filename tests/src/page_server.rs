@@ -3,9 +3,12 @@
 
 use std::io::{self, Read, Write};
 use std::net::TcpStream;
+use std::os::fd::RawFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
+
+use nix::sys::socket::{MsgFlags, recv, send};
 
 /// How long an answer may take.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -77,6 +80,8 @@ pub struct PageClient {
 enum Socket {
     Tcp(TcpStream),
     Unix(UnixStream),
+    /// A number that this process was given.
+    Inherited(RawFd),
 }
 
 impl PageClient {
@@ -96,11 +101,23 @@ impl PageClient {
         Ok(Self { socket: Socket::Unix(socket), layout })
     }
 
+    /// Has a socket that this process was given.
+    pub fn inherited(number: RawFd, layout: Layout) -> Self {
+        Self { socket: Socket::Inherited(number), layout }
+    }
+
     /// Sends bytes.
     pub fn send(&mut self, bytes: &[u8]) -> io::Result<()> {
         match &mut self.socket {
             Socket::Tcp(socket) => socket.write_all(bytes),
             Socket::Unix(socket) => socket.write_all(bytes),
+            Socket::Inherited(number) => {
+                let mut left = bytes;
+                while !left.is_empty() {
+                    left = &left[send(*number, left, MsgFlags::MSG_NOSIGNAL)?..];
+                }
+                Ok(())
+            }
         }
     }
 
@@ -108,6 +125,12 @@ impl PageClient {
         match &mut self.socket {
             Socket::Tcp(socket) => socket.read_exact(bytes),
             Socket::Unix(socket) => socket.read_exact(bytes),
+            Socket::Inherited(number) => {
+                match recv(*number, bytes, MsgFlags::MSG_WAITALL)? == bytes.len() {
+                    true => Ok(()),
+                    false => Err(io::ErrorKind::UnexpectedEof.into()),
+                }
+            }
         }
     }
 
@@ -164,7 +187,7 @@ impl PageClient {
                 socket.set_read_timeout(Some(PATIENCE)).expect("a limit");
                 peeked
             }
-            Socket::Unix(_) => panic!("only for TCP"),
+            Socket::Unix(_) | Socket::Inherited(_) => panic!("only for TCP"),
         };
         peeked.is_ok()
     }

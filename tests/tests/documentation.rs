@@ -85,7 +85,9 @@ fn option_of_tag(tag: &str) -> Option<String> {
         }
     }
     let argument = argument.replace(",...", "");
-    (!flags.is_empty()).then(|| format!("{} {argument}", flags.join(" ")).trim_end().to_owned())
+    // One that may be left out stands close.
+    let argument = if argument.starts_with("[=") { argument } else { format!(" {argument}") };
+    (!flags.is_empty()).then(|| format!("{}{argument}", flags.join(" ")).trim_end().to_owned())
 }
 
 #[test]

@@ -69,7 +69,7 @@ fn nothing_is_frozen_or_sent_before_every_connection_has_answered() {
             "another version",
             &[],
             "echo criu-migrate 7 ready 9.9; cat >x",
-            "the other end has a criu-migrate of protocol 7 (version 9.9), and this is protocol 1 "
+            "the other end has a criu-migrate of protocol 7 (version 9.9), and this is protocol 2 "
                 .into(),
         ),
         ("no CRIU there", &[], "CRIU=none $RECEIVE", "at the other end: none: not found".into()),
@@ -82,8 +82,8 @@ fn nothing_is_frozen_or_sent_before_every_connection_has_answered() {
         (
             "one of another version",
             &["-n", "2"],
-            "if [ $SHARD = 1 ]; then echo criu-migrate 2 ready x; cat >x; else $RECEIVE; fi",
-            "the other end has a criu-migrate of protocol 2 ".into(),
+            "if [ $SHARD = 1 ]; then echo criu-migrate 1 ready x; cat >x; else $RECEIVE; fi",
+            "the other end has a criu-migrate of protocol 1 ".into(),
         ),
     ];
     for (case, options, command, reason) in cases {
@@ -291,7 +291,7 @@ fn what_is_no_image_is_refused_and_the_other_end_is_told() {
         let said = String::from_utf8(finished.stdout).expect("text");
         let lines: Vec<&str> = said.lines().collect();
         assert_eq!(lines.len(), 2, "{sent:?}: {said}");
-        assert!(lines[0].starts_with("criu-migrate 1 ready "), "{said}");
+        assert!(lines[0].starts_with("criu-migrate 2 ready "), "{said}");
         assert!(lines[1].starts_with(expected), "{sent:?}: {said}");
         scene.must_leave_nothing();
     }

@@ -101,7 +101,8 @@ pub fn parse<A: Parser>(
 pub fn options<A: Parser>() -> Vec<(String, bool)> {
     let mut options = Vec::new();
     for argument in command::<A>().get_arguments() {
-        let takes_value = argument.get_action().takes_values();
+        // One that is given behind `=` only is not looked for in the next word.
+        let takes_value = argument.get_action().takes_values() && !argument.is_require_equals_set();
         options.extend(argument.get_short().map(|letter| (format!("-{letter}"), takes_value)));
         options.extend(argument.get_long().map(|name| (format!("--{name}"), takes_value)));
     }

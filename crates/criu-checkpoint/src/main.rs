@@ -38,6 +38,19 @@ struct Args {
     #[arg(short = 'R', long)]
     leave_running: bool,
 
+    /// Leave out what has not changed since the last image
+    ///
+    /// DIR is where criu-checkpoint notes what that was; the first image is
+    /// a whole one. image-combine makes a whole image of all.
+    #[arg(
+        long,
+        value_name = "DIR",
+        help_heading = "Image",
+        conflicts_with = "fs",
+        verbatim_doc_comment
+    )]
+    increments: Option<PathBuf>,
+
     /// Give up after so long: the tree runs on [3600]
     #[arg(
         long,

@@ -7,12 +7,12 @@ use std::env;
 use std::ffi::OsString;
 use std::fmt;
 use std::os::fd::{OwnedFd, RawFd};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
-use supervise::checkpoint::{Destination, Plan};
+use supervise::checkpoint::{self, Destination, Plan};
 use supervise::criu_options::{self, OptionError};
-use supervise::shell::{criu_to_use, mentions_shard};
+use supervise::shell::{criu_to_use, find_program, mentions_shard};
 
 /// What is wrong with a command line.
 #[derive(Debug)]
@@ -26,8 +26,10 @@ enum UsageError {
     NoText,
     /// It would write all shards to one place.
     OneShard,
+    /// The kernel does not tell which pages have changed.
+    NotTracked,
     /// A relative path, and the current directory is gone.
-    Path(PathBuf),
+    Path(&'static str, PathBuf),
     /// A word that belongs to nothing.
     Word(OsString),
 }
@@ -51,17 +53,25 @@ pub(crate) fn parse() -> Result<(Args, Plan), ExitCode> {
             return Err(wrong(UsageError::OneShard));
         }
     }
+    let criu = criu_to_use();
+    // One that is not there is told of later.
+    let tracks = || find_program(&criu).is_none_or(|criu| checkpoint::tracks_memory(&criu));
+    if args.increments.is_some() && !tracks() {
+        return Err(wrong(UsageError::NotTracked));
+    }
     let plan = Plan {
         tree: Pid::from_raw(args.tree),
         leave_running: args.leave_running,
         logs: args.images_dir.clone(),
         shards: args.shards,
         destination: Destination::Command(command),
+        increments: increments(&args).map_err(wrong)?,
+        rounds: None,
         verify: args.verify.clone(),
         files: files(&args).map_err(wrong)?,
         time_limit: Duration::from_secs(args.time_limit.into()),
         criu_options: split.criu,
-        criu: criu_to_use(),
+        criu,
         json: json(&args).map_err(wrong)?,
     };
     Ok((args, plan))
@@ -75,9 +85,15 @@ fn one_command(behind: Option<Vec<OsString>>) -> Result<String, UsageError> {
 }
 
 fn files(args: &Args) -> Result<Vec<PathBuf>, UsageError> {
-    let absolute =
-        |path: &PathBuf| std::path::absolute(path).map_err(|_| UsageError::Path(path.clone()));
-    args.fs.iter().map(absolute).collect()
+    args.fs.iter().map(|path| absolute("--fs", path)).collect()
+}
+
+fn increments(args: &Args) -> Result<Option<PathBuf>, UsageError> {
+    args.increments.iter().map(|path| absolute("--increments", path)).next().transpose()
+}
+
+fn absolute(option: &'static str, path: &Path) -> Result<PathBuf, UsageError> {
+    std::path::absolute(path).map_err(|_| UsageError::Path(option, path.to_owned()))
 }
 
 /// Where the line of JSON goes.
@@ -98,9 +114,13 @@ impl fmt::Display for UsageError {
                 "the command does not mention SHARD, so all shards would go to one place; \
                  --unnamed-shards if that is right",
             ),
-            UsageError::Path(path) => write!(
+            UsageError::NotTracked => f.write_str(
+                "--increments: this kernel does not tell which pages have changed, \
+                 as 'criu check --feature mem_dirty_track' says",
+            ),
+            UsageError::Path(option, path) => write!(
                 f,
-                "--fs {}: a relative name, and the current directory is gone",
+                "{option} {}: a relative name, and the current directory is gone",
                 path.display()
             ),
             UsageError::Word(word) => {

@@ -5,7 +5,7 @@ mod send;
 mod usage;
 
 use clap::Parser;
-use std::num::NonZeroU16;
+use std::num::{NonZeroU16, NonZeroU32};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use supervise::gate;
@@ -50,6 +50,21 @@ struct Args {
     /// May be repeated.
     #[arg(long, value_name = "PATH", verbatim_doc_comment)]
     fs: Vec<PathBuf>,
+
+    /// Send memory before, while the tree runs
+    ///
+    /// Then what has changed meanwhile, again and again, at most ROUNDS times
+    /// in all: 8 unless given. The kernel must tell which pages have changed.
+    #[arg(
+        long,
+        value_name = "ROUNDS",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "8",
+        conflicts_with = "fs",
+        verbatim_doc_comment
+    )]
+    pre_copy: Option<NonZeroU32>,
 
     /// Give these options to criu restore there
     #[arg(

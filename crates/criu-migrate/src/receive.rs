@@ -60,6 +60,7 @@ fn restore(args: Args, split: Split, first: OwnedFd, others: Vec<Guest>) -> Exit
         logs: args.images_dir,
         shards: NonZeroUsize::MIN.saturating_add(others.len()),
         source: Source::Link(Arrival { first, others }),
+        combine: args.pre_copy.is_some(),
         by_directory: args.directory,
         // The other end decides whether there are any.
         files: true,

@@ -12,7 +12,7 @@ use std::time::Duration;
 use supervise::checkpoint::{self, Destination, Plan};
 use supervise::criu_options::{self, CriuOptions, Split};
 use supervise::link::{Connect, Route};
-use supervise::shell::{criu_to_use, mentions_shard};
+use supervise::shell::{criu_to_use, find_program, mentions_shard};
 use supervise::tell::Voice;
 
 /// Carries it out, and returns how this process is to end.
@@ -32,19 +32,24 @@ fn plan(args: Args, mut split: Split) -> Result<Plan, UsageError> {
         time_limit,
         connections: usize::from(args.shards.get()),
         restore_options: restore_options(&args)?,
+        pre_copy: args.pre_copy.is_some(),
     };
     must_move(&split.criu)?;
+    let criu = criu_to_use();
+    may_pre_copy(&args, &criu)?;
     Ok(Plan {
         tree: Pid::from_raw(args.tree.unwrap_or(0)),
         leave_running: false,
         logs: args.images_dir.clone(),
         shards: NonZeroUsize::from(args.shards),
         destination: Destination::Host(route),
+        increments: None,
+        rounds: args.pre_copy,
         verify: None,
         files: files(&args)?,
         time_limit,
         criu_options: split.criu,
-        criu: criu_to_use(),
+        criu,
         json: json(&args)?,
     })
 }
@@ -79,6 +84,21 @@ fn restore_options(args: &Args) -> Result<String, UsageError> {
     let split = criu_options::split(words, &cli::options::<Args>());
     must_move(&split.map_err(UsageError::RestoreOption)?.criu)?;
     Ok(args.restore_options.clone())
+}
+
+/// Rounds go one after the other over one connection, and need a kernel that tells what has changed.
+fn may_pre_copy(args: &Args, criu: &str) -> Result<(), UsageError> {
+    if args.pre_copy.is_none() {
+        return Ok(());
+    }
+    if args.shards.get() > 1 {
+        return Err(UsageError::OneAfterTheOther);
+    }
+    // One that is not there is told of later.
+    match find_program(criu).is_none_or(|criu| checkpoint::tracks_memory(&criu)) {
+        true => Ok(()),
+        false => Err(UsageError::NotTracked),
+    }
 }
 
 fn must_move(options: &CriuOptions) -> Result<(), UsageError> {

@@ -24,6 +24,10 @@ pub(crate) enum UsageError {
     NoText,
     /// All connections would be one and the same.
     OneConnection,
+    /// Rounds go over one connection.
+    OneAfterTheOther,
+    /// The kernel does not tell which pages have changed.
+    NotTracked,
     /// It would run in both places.
     Stays,
     /// It has a terminal.
@@ -65,6 +69,11 @@ impl fmt::Display for UsageError {
             UsageError::NoText => f.write_str("the command is not valid UTF-8"),
             UsageError::OneConnection => f.write_str(
                 "the command mentions neither RECEIVE nor SHARD, so all connections would be one",
+            ),
+            UsageError::OneAfterTheOther => f.write_str("--pre-copy goes over one connection only"),
+            UsageError::NotTracked => f.write_str(
+                "--pre-copy: this kernel does not tell which pages have changed, \
+                 as 'criu check --feature mem_dirty_track' says",
             ),
             UsageError::Stays => {
                 f.write_str("the tree would run in both places: use criu-checkpoint for a copy")

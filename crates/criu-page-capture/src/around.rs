@@ -2,7 +2,7 @@
 
 use crate::error::Error;
 use crate::files::Files;
-use cli::{Child, OutputError};
+use cli::{Child, OutputError, Progress};
 use pipe_io::Endpoint;
 use pipe_io::poll::{self, PollFd, PollFlags};
 use std::os::fd::{AsFd, BorrowedFd};
@@ -14,9 +14,33 @@ use std::time::Duration;
 pub(crate) struct Around {
     pub(crate) files: Files,
     pub(crate) child: Option<Child>,
+    pub(crate) progress: Progress,
+    /// Whether the processes were told to be frozen.
+    is_frozen: bool,
 }
 
 impl Around {
+    pub(crate) fn new(files: Files, child: Option<Child>, progress: Progress) -> Around {
+        Around { files, child, progress, is_frozen: false }
+    }
+
+    /// Takes note of what has happened in the images directory. CRIU makes its first file when the
+    /// processes are frozen.
+    pub(crate) fn attend_files(&mut self) -> Result<(), Error> {
+        self.files.attend()?;
+        if self.files.have_begun() {
+            self.tell_frozen();
+        }
+        Ok(())
+    }
+
+    /// Tells, once, that the processes are frozen.
+    pub(crate) fn tell_frozen(&mut self) {
+        if !std::mem::replace(&mut self.is_frozen, true) {
+            self.progress.checkpoint_start();
+        }
+    }
+
     /// Waits until one of `fds` can be read, or something else happens, but no longer than `limit`
     /// if there is one. Says of each of `fds` whether it can be read.
     ///
@@ -42,7 +66,7 @@ impl Around {
             return Err(Error::Output(OutputError::reader_gone()));
         }
         let ready = events.by_ref().take(fds.len()).map(|events| !events.is_empty()).collect();
-        self.files.attend()?;
+        self.attend_files()?;
         self.child.iter_mut().try_for_each(Child::attend)?;
         Ok(ready)
     }

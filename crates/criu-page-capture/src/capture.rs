@@ -4,7 +4,7 @@ use crate::around::Around;
 use crate::error::Error;
 use crate::memory::Incoming;
 use crate::wire::Wire;
-use cli::{Child, Progress, StreamOutput};
+use cli::{Child, StreamOutput};
 use criu_protocol::page_server::{Command, Memory, Order, Run};
 use criu_protocol::page_size;
 use pipe_io::{Kind, Pace};
@@ -19,7 +19,6 @@ pub(crate) struct Capture<'a> {
     pub(crate) wire: Wire,
     pub(crate) around: &'a mut Around,
     pub(crate) output: StreamOutput,
-    pub(crate) progress: Progress,
     /// The image that comes about.
     pub(crate) id: ImageId,
     /// The one that it is an increment of.
@@ -61,6 +60,7 @@ impl Capture<'_> {
             let command = self.wire.command(self.around, self.output.endpoint())?;
             self.order.accept(&command).map_err(Error::Order)?;
             if matches!(command, Command::HasParent(_) | Command::Open(_)) {
+                self.wire.question();
                 self.begin()?;
             }
             match command {
@@ -92,13 +92,13 @@ impl Capture<'_> {
         if let Some(parent) = self.parent {
             self.around.files.begin_increment(parent, self.id)?;
         }
-        self.progress.checkpoint_start();
+        self.around.tell_frozen();
         Ok(())
     }
 
     fn open(&mut self, memory: Memory) -> Result<(), Error> {
         // Else the files that appear while memory moves would be noted only when it does not.
-        self.around.files.attend()?;
+        self.around.attend_files()?;
         self.pages_id = self.pages_id.saturating_add(1);
         self.incoming = Some(Incoming::begin(memory, self.pages_id, self.wire.layout())?);
         Ok(())
@@ -116,6 +116,7 @@ impl Capture<'_> {
         let Some(incoming) = &mut self.incoming else { return Ok(()) };
         incoming.add(run);
         if Incoming::is_left_out(&run) {
+            self.wire.no_pages();
             return match self.parent {
                 Some(_) => Ok(()),
                 None => Err(Error::NoParent(memory)),
@@ -123,7 +124,10 @@ impl Capture<'_> {
         }
         let bytes = run.bytes(page_size());
         if bytes > FEW {
-            return incoming.splice(self.wire.many_pages(), bytes, &mut self.output);
+            let before = incoming.few().len();
+            let from = self.wire.many_pages(bytes, incoming.few());
+            let received = (incoming.few().len() - before) as u64;
+            return incoming.splice(from, bytes - received, &mut self.output);
         }
         let output = self.output.endpoint();
         // Not more than `FEW`.
@@ -158,7 +162,7 @@ impl Capture<'_> {
         let waits_for_child = self.around.child.is_some() && !self.end_at_inventory;
         let mut since = None;
         loop {
-            self.around.files.attend()?;
+            self.around.attend_files()?;
             let has_ended = self.around.child.as_ref().map(Child::has_ended);
             if has_ended == Some(true) || (!waits_for_child && self.around.files.are_complete()) {
                 return Ok(());

@@ -7,7 +7,7 @@
 
 use crate::error::Error;
 use cli::StreamOutput;
-use criu_protocol::{INVENTORY, inventory};
+use criu_protocol::{CPUINFO, INVENTORY, inventory};
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
@@ -30,6 +30,8 @@ pub(crate) struct Files {
     unfinished: HashSet<OsString>,
     /// Whether `inventory.img` was closed.
     inventory: bool,
+    /// Whether a file has appeared that CRIU makes when the processes are frozen.
+    begun: bool,
 }
 
 /// In an images directory: the id of the image that its files belong to.
@@ -53,7 +55,8 @@ impl Files {
         let events =
             AddWatchFlags::IN_CREATE | AddWatchFlags::IN_CLOSE_WRITE | AddWatchFlags::IN_ONLYDIR;
         inotify.add_watch(&directory, events).map_err(failed)?;
-        let files = Files { directory, inotify, unfinished: HashSet::new(), inventory: false };
+        let unfinished = HashSet::new();
+        let files = Files { directory, inotify, unfinished, inventory: false, begun: false };
         match files.names()?.into_iter().find(is_criu_s) {
             Some(name) => Err(Error::Leftover(files.directory.join(name.as_str()))),
             None => Ok(files),
@@ -106,10 +109,16 @@ impl Files {
                     self.inventory |= name == INVENTORY;
                     self.unfinished.remove(&name);
                 } else {
+                    self.begun |= name != CPUINFO;
                     self.unfinished.insert(name);
                 }
             }
         }
+    }
+
+    /// Whether CRIU has begun with those of frozen processes.
+    pub(crate) fn have_begun(&self) -> bool {
+        self.begun
     }
 
     /// Whether CRIU has written all of them.

@@ -52,14 +52,13 @@ fn capture(args: Args, whence: Whence, stdout: Endpoint, progress: Progress) -> 
         child.iter().for_each(Child::connected);
     }
     program.confine();
-    let mut around = Around { files, child };
+    let mut around = Around::new(files, child, progress);
     let outcome = entrance.admit(&mut around, output.endpoint()).and_then(|wire| {
         around.child.iter().for_each(Child::connected);
         let mut capture = Capture {
             wire,
             around: &mut around,
             output,
-            progress,
             id: image_id,
             parent: args.parent,
             end_at_inventory: args.end_at_inventory,
@@ -70,10 +69,9 @@ fn capture(args: Args, whence: Whence, stdout: Endpoint, progress: Progress) -> 
             begun: false,
         };
         capture.run()?;
-        let Capture { output, progress, .. } = capture;
-        output.finish()?;
+        capture.output.finish()?;
         around.files.note_image(image_id)?;
-        progress.finished(&counters);
+        around.progress.finished(&counters);
         Ok(())
     });
     // All of the capture is closed: what CRIU still sends fails, and its dump does.

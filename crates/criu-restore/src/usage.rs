@@ -76,6 +76,7 @@ pub(crate) fn parse() -> Result<(Args, Plan), ExitCode> {
             Some(file) => Source::Lazy(file),
             None => command.map_or(Source::Stdin, Source::Command),
         },
+        combine: false,
         by_directory: args.directory,
         files: args.fs,
         stdio: args.stdio,

@@ -95,7 +95,7 @@ impl Image {
     /// Begins to load. What writes nothing and succeeds has nothing.
     fn loads_something(&self, shell: &Shell, shards: usize) -> Result<bool, Unknown> {
         let system = |error| Unknown::System("--load", error);
-        let part = Part { shard: (shards > 1).then_some((0, shards)), image: None };
+        let part = Part { shard: (shards > 1).then_some((0, shards)), image: None, parent: None };
         let mut command = shell.command(&self.load, part, &[0, 1]);
         command.stdin(Stdio::null()).stdout(Stdio::piped());
         let mut child = command.spawn().map_err(system)?;
@@ -117,7 +117,7 @@ impl Image {
 }
 
 fn whole() -> Part {
-    Part { shard: None, image: None }
+    Part { shard: None, image: None, parent: None }
 }
 
 /// For a shell: everything between two quotes stands for itself.

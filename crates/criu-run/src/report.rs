@@ -98,7 +98,7 @@ impl Teller {
 
     fn run_command(&mut self, event: &Event, line: &str) {
         let Some(text) = &self.command else { return };
-        let part = Part { shard: None, image: None };
+        let part = Part { shard: None, image: None, parent: None };
         let mut command: Command = self.shell.command(text, part, &[0, 1]);
         command.env("EVENT", event.name()).env("EVENT_JSON", line);
         command.stdin(Stdio::null()).stdout(Stdio::null());

@@ -7,13 +7,23 @@
 //! criu dump --stream                                                waits at the gate
 //! ```
 //!
+//! For an image that builds on an earlier one, `criu-page-capture` takes the place of
+//! `criu-sock-capture`, and CRIU's page server that of `--stream`. A migration can send such images
+//! while the tree runs, one after the other by `criu pre-dump`, before the dump that freezes it.
+//!
 //! The gate says yes when all of the first line have succeeded, and the image was read back if
 //! that is asked for; in a migration, when the tree runs at the other host. Whatever fails before
 //! makes it say no: CRIU lets the tree run on then, and all others are ended.
 
 mod held;
+mod pages;
 mod peer;
 mod report;
+mod rounds;
+mod series;
+mod tracking;
+
+pub use pages::tracks_memory;
 
 use crate::criu_options::CriuOptions;
 use crate::filters;
@@ -28,7 +38,7 @@ use nix::sys::signal::kill;
 use nix::unistd::Pid;
 use std::fmt;
 use std::io;
-use std::num::NonZeroUsize;
+use std::num::{NonZeroU32, NonZeroUsize};
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -47,6 +57,10 @@ pub struct Plan {
     pub shards: NonZeroUsize,
     /// Where the image goes.
     pub destination: Destination,
+    /// Where it is noted what an image can build on, if it is to be an increment.
+    pub increments: Option<PathBuf>,
+    /// How often, at most, what has changed is sent to another host while the tree runs.
+    pub rounds: Option<NonZeroU32>,
     /// What writes it to standard output again, if it is to be read back.
     pub verify: Option<String>,
     /// Files and directories that go with the tree, by their absolute paths.
@@ -103,6 +117,12 @@ pub enum Refusal {
     NoProgram(String),
     /// CRIU cannot leave its logs there.
     NoDirectory(PathBuf),
+    /// Another checkpoint has this directory.
+    InUse(PathBuf),
+    /// Another checkpoint has what the kernel tells of this tree.
+    Tracked(Pid),
+    /// It cannot be worked in this directory.
+    Path(PathBuf, io::Error),
     /// There is no place for a socket, or no second process.
     System(io::Error),
 }
@@ -114,7 +134,8 @@ pub enum Refusal {
 /// When nothing was begun: the tree was not touched.
 pub fn run(plan: Plan, voice: Voice) -> Result<ExitCode, Refusal> {
     let tree = find(plan.tree)?;
-    let mut filters = vec!["criu-sock-capture"];
+    let is_streamed = plan.increments.is_none() && plan.rounds.is_none();
+    let mut filters = vec![if is_streamed { "criu-sock-capture" } else { "criu-page-capture" }];
     if plan.shards.get() > 1 {
         filters.push("shard-split");
     }
@@ -126,7 +147,8 @@ pub fn run(plan: Plan, voice: Voice) -> Result<ExitCode, Refusal> {
     }
     let criu = shell::find_program(&plan.criu);
     let criu = criu.ok_or_else(|| Refusal::NoProgram(plan.criu.clone()))?;
-    if let Some(directory) = plan.logs.iter().find(|it| !it.is_dir()) {
+    let mut directories = plan.logs.iter().chain(&plan.increments);
+    if let Some(directory) = directories.find(|it| !it.is_dir()) {
         return Err(Refusal::NoDirectory(directory.clone()));
     }
     let shell = Shell::find();
@@ -141,14 +163,12 @@ pub fn run(plan: Plan, voice: Voice) -> Result<ExitCode, Refusal> {
     let undo = scratch.clone();
     let last_words = plan.destination.last_words();
     front::in_two_processes(voice, scratch, last_words, |reins, scratch| {
+        let undo = scratch.clone();
         let held = held::Held::new(plan, tree, criu, shell, voice, reins, scratch);
         held.map_or_else(
             |error| {
-                voice.last(format_args!(
-                    "FAILED: {}; process {} runs on",
-                    pipe_io::reason(&error),
-                    tree.root()
-                ));
+                undo.remove();
+                voice.last(format_args!("FAILED: {error}; process {} runs on", tree.root()));
                 Outcome::Status(1)
             },
             held::Held::run,
@@ -175,6 +195,15 @@ impl fmt::Display for Refusal {
             Refusal::NotOurs(pid) => write!(f, "process {pid}: another user's"),
             Refusal::NoProgram(name) => write!(f, "{name}: not found"),
             Refusal::NoDirectory(path) => write!(f, "{}: not a directory", path.display()),
+            Refusal::InUse(path) => {
+                write!(f, "{}: another checkpoint is making an image there", path.display())
+            }
+            Refusal::Tracked(pid) => {
+                write!(f, "process {pid}: another checkpoint is making an increment of it")
+            }
+            Refusal::Path(path, error) => {
+                write!(f, "{}: {}", path.display(), pipe_io::reason(error))
+            }
             Refusal::System(error) => f.write_str(&pipe_io::reason(error)),
         }
     }
@@ -183,7 +212,7 @@ impl fmt::Display for Refusal {
 impl std::error::Error for Refusal {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match self {
-            Refusal::System(error) => Some(error),
+            Refusal::Path(_, error) | Refusal::System(error) => Some(error),
             _ => None,
         }
     }

@@ -19,10 +19,14 @@ use std::process::{Command, ExitStatus};
 pub enum Role {
     /// `criu-sock-capture`.
     Capture,
+    /// `criu-page-capture`.
+    PageCapture,
     /// `shard-split`.
     Split,
     /// `shard-merge`.
     Merge,
+    /// `image-combine`.
+    Combine,
     /// `image-serve`.
     Serve,
     /// `image-extract`.
@@ -85,9 +89,10 @@ impl Family {
         ended
     }
 
-    /// How a program has ended; `None` if it was not started, or runs.
+    /// How a program has ended; `None` if it was not started, or runs. Of several that were started
+    /// one after the other, the last one counts.
     pub fn status(&self, role: Role) -> Option<ExitStatus> {
-        self.members.iter().find(|it| it.role == role)?.ended
+        self.members.iter().rfind(|it| it.role == role)?.ended
     }
 
     /// Whether it was started.
@@ -224,8 +229,10 @@ impl fmt::Display for Role {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Role::Capture => f.write_str("criu-sock-capture"),
+            Role::PageCapture => f.write_str("criu-page-capture"),
             Role::Split => f.write_str("shard-split"),
             Role::Merge => f.write_str("shard-merge"),
+            Role::Combine => f.write_str("image-combine"),
             Role::Serve => f.write_str("image-serve"),
             Role::Extract => f.write_str("image-extract"),
             Role::Command(None) => f.write_str("the command"),

@@ -271,17 +271,20 @@ impl Front {
 
     /// Clears away what a holder that has died has left, and sees how CRIU ends.
     fn take_over(self, status: ExitStatus) -> ExitCode {
-        let criu = self.facts.iter().find_map(|fact| match fact {
-            Fact::Criu(pid) => Some(*pid),
-            _ => None,
-        });
+        // There may have been several, one after the other: the last one counts.
+        let (mut running, mut has_succeeded) = (None, false);
+        for fact in &self.facts {
+            match fact {
+                Fact::Criu(pid) => (running, has_succeeded) = (Some(*pid), false),
+                Fact::CriuEnded { success } => (running, has_succeeded) = (None, *success),
+                _ => {}
+            }
+        }
         let let_go = self.facts.contains(&Fact::LetGo);
-        let has_ended = self.facts.iter().any(|fact| matches!(fact, Fact::CriuEnded { .. }));
-        let criu_status = self.end_all(criu.filter(|_| !has_ended), let_go);
+        let criu_status = self.end_all(running, let_go);
         self.scratch.remove();
-        let success = let_go
-            && (criu_status.is_some_and(|status| status.success())
-                || self.facts.contains(&Fact::CriuEnded { success: true }));
+        let success =
+            let_go && (has_succeeded || criu_status.is_some_and(|status| status.success()));
         if self.last_words.over_link {
             let reason = "the process that did the work has died".to_owned();
             word::say(&match (success, let_go) {

@@ -145,12 +145,12 @@ impl Holder {
         .map_err(Cause::System)?
     }
 
-    /// Starts CRIU, which asks the gate, and listens to it. With `on_terminal` it stays in the
-    /// caller's session, and has the caller's standard input.
+    /// Starts CRIU, which asks the gate if there is one, and listens to it. With `on_terminal` it
+    /// stays in the caller's session, and has the caller's standard input.
     pub(crate) fn start_criu(
         &mut self,
         mut criu: Command,
-        gate: Gate,
+        gate: Option<Gate>,
         on_terminal: bool,
     ) -> Result<(), Cause> {
         let Pipe { read, write } = Pipe::new().map_err(Cause::System)?;
@@ -163,7 +163,9 @@ impl Holder {
             process::in_a_new_session(&mut criu);
         }
         process::ignoring(&mut criu, CRIU_IGNORES);
-        self.events.open_gate(gate);
+        if let Some(gate) = gate {
+            self.events.open_gate(gate);
+        }
         self.start(Role::Criu, criu)?;
         self.events.listen(Role::Criu, read).map_err(Cause::System)?;
         if let Some(pid) = self.family.running(Role::Criu) {

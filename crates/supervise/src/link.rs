@@ -6,13 +6,16 @@
 //! the image. Behind the image on the first connection, and from there to here, go lines:
 //!
 //! ```text
-//! there, on each      criu-migrate 1 ready 0.1.0     it may begin; 1 is the version of all this
+//! there, on each      criu-migrate 2 ready 0.1.0     it may begin; 2 is the version of all this
 //! there, on the first prepared                       the tree is restored, and waits
 //! here, on the first  go                             nothing is in the way here: let it run
 //! there, on the first restored                       it runs; so the tree here may be killed
 //! there               failed REASON                  it does not run, and never will
 //! there               unsure REASON                  it was told to run, and then something failed
 //! ```
+//!
+//! What a shard holds is as the command line of the other end says: one image, or with `--pre-copy`
+//! an image and its increments, one after the other.
 //!
 //! Until `go` a no at either end is final. Between `go` and `restored` only the other end knows
 //! where the tree runs; here it is held until the answer comes, and if none comes it runs on here,
@@ -32,7 +35,7 @@ use std::os::fd::AsFd;
 use word::{Version, Word};
 
 /// The version of what goes over a link.
-pub const PROTOCOL: u32 = 1;
+pub const PROTOCOL: u32 = 2;
 
 /// The version of this program.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");

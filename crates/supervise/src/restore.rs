@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! COMMAND | image-serve                      or COMMANDs | shard-merge | image-serve
-//! criu-migrate -t PID HOST | image-serve     at another host
+//! criu-migrate -t PID HOST | image-serve     at another host, behind image-combine if it comes
+//!                                            in rounds
 //! criu restore --stream                      begins when image-serve says so, and asks the gate
 //! ```
 //!
@@ -40,6 +41,8 @@ pub struct Plan {
     pub shards: NonZeroUsize,
     /// Where the image comes from.
     pub source: Source,
+    /// Whether it is an image and its increments, one after the other.
+    pub combine: bool,
     /// Whether the image is unpacked, and restored from the directory.
     pub by_directory: bool,
     /// Whether files that go with the tree are put back.
@@ -98,6 +101,9 @@ pub enum Refusal {
 /// When nothing was begun.
 pub fn run(plan: Plan, voice: Voice) -> Result<ExitCode, Refusal> {
     let mut filters = vec![if plan.by_directory { "image-extract" } else { "image-serve" }];
+    if plan.combine {
+        filters.push("image-combine");
+    }
     if plan.shards.get() > 1 {
         filters.push("shard-merge");
     }

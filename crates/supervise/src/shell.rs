@@ -1,7 +1,7 @@
 //! The user's COMMAND, as the user's own shell would run it.
 //!
 //! It gets our caller's environment, descriptors, signals and directory, and what its page
-//! documents: `SHARD`, `SHARDS` and `IMAGE_ID`. Nothing else is in it that is ours.
+//! documents: `SHARD`, `SHARDS`, `IMAGE_ID` and `PARENT_ID`. Nothing else is in it that is ours.
 
 use pipe_io::process;
 use std::env;
@@ -27,6 +27,8 @@ pub struct Part {
     pub shard: Option<(usize, usize)>,
     /// The image, where it is known.
     pub image: Option<ImageId>,
+    /// The image that it is an increment of, if it is one.
+    pub parent: Option<ImageId>,
 }
 
 impl Shell {
@@ -48,7 +50,7 @@ impl Shell {
         };
         command.arg("-c").arg(text);
         // Those of an outer run would name a part of another image.
-        for name in ["SHARD", "SHARDS", "IMAGE_ID"] {
+        for name in ["SHARD", "SHARDS", "IMAGE_ID", "PARENT_ID"] {
             command.env_remove(name);
         }
         if let Some((index, count)) = part.shard {
@@ -56,6 +58,9 @@ impl Shell {
         }
         if let Some(image) = part.image {
             command.env("IMAGE_ID", image.to_string());
+        }
+        if let Some(parent) = part.parent {
+            command.env("PARENT_ID", parent.to_string());
         }
         process::as_our_caller(&mut command, given);
         process::in_a_new_session(&mut command);
@@ -100,7 +105,7 @@ mod tests {
 
     #[test]
     fn a_stage_that_fails_fails_the_command_where_there_is_bash() {
-        let part = Part { shard: None, image: None };
+        let part = Part { shard: None, image: None, parent: None };
         let status = Shell::find().command("false | true", part, &[]).status().unwrap();
         assert_eq!(status.success(), Shell::find() == Shell::Sh);
     }
@@ -108,9 +113,10 @@ mod tests {
     #[test]
     fn a_part_of_an_outer_run_is_not_seen() {
         let text = r#"[ "$SHARD/$SHARDS/$IMAGE_ID" = 1/2/ ]"#;
-        let mut command = Shell::Sh.command(text, Part { shard: Some((1, 2)), image: None }, &[]);
+        let part = |shard| Part { shard, image: None, parent: None };
+        let mut command = Shell::Sh.command(text, part(Some((1, 2))), &[]);
         assert!(command.status().unwrap().success());
-        let mut alone = Shell::Sh.command(text, Part { shard: None, image: None }, &[]);
+        let mut alone = Shell::Sh.command(text, part(None), &[]);
         assert!(!alone.status().unwrap().success());
     }
 }

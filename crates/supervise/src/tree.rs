@@ -4,6 +4,7 @@ use crate::family::{Processes, Stat};
 use nix::unistd::Pid;
 use std::fmt;
 use std::fs;
+use std::io;
 
 /// The root of a tree, told from any later process with its number.
 #[derive(Clone, Copy, Debug)]
@@ -33,6 +34,12 @@ impl Tree {
     /// The root.
     pub fn root(&self) -> Pid {
         self.root
+    }
+
+    /// What tells its root from every other process that this machine has had, or another one.
+    pub fn identity(&self) -> io::Result<String> {
+        let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id")?;
+        Ok(format!("{} {} {}", boot.trim(), self.root, self.started))
     }
 
     /// What has become of it.

@@ -1,8 +1,12 @@
 //! The tree is held: what has happened so far, and what follows from it.
 
+use super::pages::{self, Images};
 use super::peer::{Peer, There};
 use super::report::{End, Report};
-use super::{Destination, Plan};
+use super::rounds::Rounds;
+use super::series::Series;
+use super::tracking::Tracking;
+use super::{Destination, Plan, Refusal};
 use crate::archive;
 use crate::cause::Cause;
 use crate::criu_log;
@@ -20,7 +24,6 @@ use nix::sys::signal::Signal;
 use pipe_io::pipe::Pipe;
 use pipe_io::process;
 use pipe_io::{Bytes, Rate};
-use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::process::ExitStatusExt;
 use std::path::PathBuf;
@@ -42,8 +45,16 @@ pub(super) struct Held {
     /// The other host, if the tree goes to one.
     peer: Option<Peer>,
     image: ImageId,
-    /// What the image is expected to have, in bytes.
-    expected: u64,
+    /// Where its small files are, if it comes through CRIU's page server.
+    images: Option<Images>,
+    /// The series that it belongs to.
+    series: Option<Series>,
+    /// What else builds on what the kernel tells of the tree.
+    tracking: Option<Tracking>,
+    /// What is sent while the tree runs.
+    rounds: Option<Rounds>,
+    /// What the image is expected to have, in bytes; unknown of an increment.
+    expected: Option<u64>,
     /// What tar(1) writes into, until it has succeeded.
     files: Option<Tap>,
     /// What `criu-sock-capture` writes into, until it has succeeded.
@@ -75,20 +86,31 @@ impl Held {
         voice: Voice,
         reins: Reins,
         scratch: Scratch,
-    ) -> io::Result<Held> {
+    ) -> Result<Held, Refusal> {
+        let image = ImageId(pipe_io::random().map_err(Refusal::System)?);
+        let is_tracked = plan.increments.is_some() || plan.rounds.is_some();
+        let tracking = is_tracked.then(|| Tracking::open(&tree)).transpose()?;
+        let last = tracking.as_ref().and_then(Tracking::last);
+        let series = plan.increments.as_deref().map(|it| Series::open(it, last)).transpose()?;
+        let (series, images) = series.unzip();
+        let is_increment = images.as_ref().is_some_and(|it: &Images| it.before.is_some());
         let verification = match plan.verify {
             Some(_) => Verification::Due,
             None => Verification::Done,
         };
         Ok(Held {
-            expected: tree.memory(),
+            expected: (!is_increment).then(|| tree.memory()),
+            rounds: plan.rounds.map(|most| Rounds::new(most.get(), scratch.path().to_owned())),
             plan,
             tree,
             criu,
             shell,
             holder: Holder::new(voice, reins, scratch),
             peer: None,
-            image: ImageId(pipe_io::random()?),
+            image,
+            images,
+            series,
+            tracking,
             files: None,
             stream: None,
             shards: Vec::new(),
@@ -135,6 +157,18 @@ impl Held {
 
     fn start_pipeline(&mut self) -> Result<(), Cause> {
         let (stream, image) = Tap::new().map_err(Cause::System)?;
+        if let Some(rounds) = &mut self.rounds {
+            self.images = Some(rounds.begin(self.image).map_err(Cause::System)?);
+        }
+        match self.images {
+            None => self.start_capture(&stream)?,
+            Some(_) => self.start_page_capture(stream.writer().map_err(Cause::System)?)?,
+        }
+        self.stream = Some(stream);
+        self.start_takers(image)
+    }
+
+    fn start_capture(&mut self, stream: &Tap) -> Result<(), Cause> {
         let directory = self.holder.scratch.path().to_owned();
         let id = self.image.to_string();
         let archive = match self.plan.files.is_empty() {
@@ -155,11 +189,22 @@ impl Held {
             command.stdout(stream.writer()?);
             Ok(())
         };
-        lending(&lent, || {
-            Ok(self.holder.start_filter(Role::Capture, "criu-sock-capture", prepare))
+        lending(&lent, || Ok(self.holder.start_filter(Role::Capture, "criu-sock-capture", prepare)))
+            .map_err(Cause::System)?
+    }
+
+    fn start_page_capture(&mut self, stream: OwnedFd) -> Result<(), Cause> {
+        let Some(images) = self.images.clone() else { return Ok(()) };
+        let (scratch, id) = (self.holder.scratch.path().to_owned(), self.image);
+        self.holder.start_filter(Role::PageCapture, "criu-page-capture", |command| {
+            images.prepare_capture(command, &scratch, id);
+            command.stdout(stream);
+            Ok(())
         })
-        .map_err(Cause::System)??;
-        self.stream = Some(stream);
+    }
+
+    /// Starts what takes the image, and splits it into shards if there are several.
+    fn start_takers(&mut self, image: OwnedFd) -> Result<(), Cause> {
         if self.plan.shards.get() == 1 {
             return self.hand_over(None, image);
         }
@@ -192,6 +237,7 @@ impl Held {
         let part = Part {
             shard: index.map(|index| (index, self.plan.shards.get())),
             image: Some(self.image),
+            parent: self.parent(),
         };
         let mut command = self.shell.command(text, part, &[0]);
         command.stdin(image);
@@ -199,21 +245,43 @@ impl Held {
     }
 
     fn start_criu(&mut self) -> Result<(), Cause> {
-        let gate = Gate::new().map_err(Cause::System)?;
+        let scratch = self.holder.scratch.path().to_owned();
         let mut criu = Command::new(&self.criu);
-        criu.args(["dump", "--stream", "--tree"]).arg(self.tree.root().to_string());
-        criu.arg("--images-dir").arg(self.holder.scratch.path());
-        if let Some(logs) = &self.plan.logs {
-            criu.arg("--work-dir").arg(logs);
+        // A tree that runs on between two rounds is not let go by anybody.
+        let gate = match self.is_in_round() {
+            true => None,
+            false => Some(Gate::new().map_err(Cause::System)?),
+        };
+        criu.arg(if gate.is_some() { "dump" } else { "pre-dump" });
+        match &self.images {
+            None => _ = criu.args(["--stream", "--images-dir"]).arg(&scratch),
+            Some(images) => images.prepare_criu(&mut criu),
         }
-        criu.args(["-v4", "--log-file", "dump.log"]);
+        criu.arg("--tree").arg(self.tree.root().to_string());
+        criu.arg("--work-dir").arg(self.plan.logs.as_ref().unwrap_or(&scratch));
+        // With more, CRIU notes each run of pages that it sends, and takes longer for that than for
+        // an increment of fragmented memory.
+        let verbosity = if self.images.is_some() { "-v3" } else { "-v4" };
+        criu.args([verbosity, "--log-file", "dump.log"]);
         if self.plan.leave_running {
             criu.arg("--leave-running");
         }
-        gate.ask_here(&mut criu, self.plan.time_limit + CRIU_GRACE + AFTER_KILL);
+        if let Some(gate) = &gate {
+            gate.ask_here(&mut criu, self.plan.time_limit + CRIU_GRACE + AFTER_KILL);
+        }
         criu.args(&self.plan.criu_options.arguments);
         criu_log::remove(&self.log());
-        self.holder.start_criu(criu, gate, false)
+        if let Some(tracking) = &self.tracking {
+            tracking.note(self.image).map_err(Cause::System)?;
+        }
+        let holder = &mut self.holder;
+        match self.images {
+            None => holder.start_criu(criu, gate, false),
+            Some(_) => {
+                pages::connected(criu, &scratch, |criu| holder.start_criu(criu, gate, false))
+                    .map_err(Cause::System)?
+            }
+        }
     }
 
     /// The tree is frozen: what it writes to does not change any more.
@@ -235,7 +303,11 @@ impl Held {
         for index in 0..count {
             let (tap, read) = Tap::new().map_err(Cause::System)?;
             let shard = (count > 1).then_some(index);
-            let part = Part { shard: shard.map(|index| (index, count)), image: Some(self.image) };
+            let part = Part {
+                shard: shard.map(|index| (index, count)),
+                image: Some(self.image),
+                parent: self.parent(),
+            };
             let mut command = self.shell.command(text, part, &[0, 1]);
             command.stdin(Stdio::null()).stdout(tap.writer().map_err(Cause::System)?);
             self.holder.start(Role::ReadBack(shard), command)?;
@@ -265,7 +337,7 @@ impl Held {
 
     fn hear(&mut self, event: Event) {
         match event {
-            Event::Line(Role::Capture, line) if line == "socket-init" => {
+            Event::Line(Role::Capture | Role::PageCapture, line) if line == "socket-init" => {
                 if self.holder.has_failed() {
                     return;
                 }
@@ -273,7 +345,10 @@ impl Held {
                     self.holder.fail(cause);
                 }
             }
-            Event::Line(Role::Capture, line) if line == "checkpoint-start" => {
+            Event::Line(Role::Capture | Role::PageCapture, line) if line == "checkpoint-start" => {
+                if self.is_in_round() {
+                    return;
+                }
                 self.frozen = Some(Instant::now());
                 if let Err(cause) = self.start_tar() {
                     self.holder.fail(cause);
@@ -292,7 +367,7 @@ impl Held {
                 }
             }
             Event::Line(role, line) => match bytes_in(&line) {
-                Some(bytes) if role == Role::Capture => self.bytes = bytes,
+                Some(bytes) if role == self.capture() => self.bytes = bytes,
                 Some(_) => {}
                 None => self.holder.keep_line(role, line),
             },
@@ -322,7 +397,7 @@ impl Held {
 
     fn take_end(&mut self, role: Role, status: ExitStatus) {
         let success = status.success();
-        if role == Role::Criu {
+        if role == Role::Criu && !self.is_in_round() {
             self.thawed = Some(Instant::now());
             // Nobody waits for an answer any more.
             self.question = None;
@@ -332,7 +407,9 @@ impl Held {
         }
         let ended = Cause::Ended(role, status);
         match role {
-            Role::Capture if success => drop(self.stream.take()),
+            // What the next round sends follows in the same stream.
+            Role::Criu | Role::PageCapture if success && self.is_in_round() => {}
+            Role::Capture | Role::PageCapture if success => drop(self.stream.take()),
             Role::Connection(index) => {
                 if self.peer.as_mut().is_some_and(|peer| peer.has_lost(index)) {
                     let (cause, weight) = match success {
@@ -343,14 +420,16 @@ impl Held {
                     self.holder.suspect(cause, weight);
                 }
             }
-            Role::Capture => match self.stream.as_ref().is_some_and(Tap::reader_is_gone) {
-                // Its relay tells why.
-                true if self.peer.is_some() => {}
-                true if self.shards.is_empty() => self.suspect_reader(Role::Command(None)),
-                // shard-split tells why.
-                true => {}
-                false => self.holder.suspect_filter(role, status),
-            },
+            Role::Capture | Role::PageCapture => {
+                match self.stream.as_ref().is_some_and(Tap::reader_is_gone) {
+                    // Its relay tells why.
+                    true if self.peer.is_some() => {}
+                    true if self.shards.is_empty() => self.suspect_reader(Role::Command(None)),
+                    // shard-split tells why.
+                    true => {}
+                    false => self.holder.suspect_filter(role, status),
+                }
+            }
             Role::Tar if success => self.files = None,
             Role::Split if success => self.shards.clear(),
             Role::Split => match self.shards.iter().position(Tap::reader_is_gone) {
@@ -427,7 +506,12 @@ impl Held {
         let is_well = !self.holder.has_failed() && !self.holder.is_suspicious();
         let Some(peer) = &mut self.peer else { return };
         let begins = is_well && peer.begin_if_ready();
-        if let Err(cause) = if begins { self.start_pipeline() } else { Ok(()) } {
+        let result = match (begins, is_well && self.round_is_over()) {
+            (true, _) => self.start_pipeline(),
+            (false, true) => self.start_next_round(),
+            (false, false) => Ok(()),
+        };
+        if let Err(cause) = result {
             return self.holder.fail(cause);
         }
         let may_go = is_well && self.is_handed_over() && self.question.is_some();
@@ -444,6 +528,32 @@ impl Held {
         }
         if let Some(question) = self.question.take() {
             self.holder.let_go(question);
+        }
+    }
+
+    /// Whether the tree runs while its memory is sent.
+    fn is_in_round(&self) -> bool {
+        self.rounds.as_ref().is_some_and(Rounds::tree_runs)
+    }
+
+    /// Whether all was sent that had changed when the round began.
+    fn round_is_over(&self) -> bool {
+        self.is_in_round()
+            && self.has_succeeded(Role::PageCapture)
+            && self.has_succeeded(Role::Criu)
+    }
+
+    fn start_next_round(&mut self) -> Result<(), Cause> {
+        let Some(rounds) = &mut self.rounds else { return Ok(()) };
+        let (number, bytes) = (rounds.number(), std::mem::take(&mut self.bytes));
+        self.holder.voice.note(format_args!("round {number}: {}", Bytes(bytes)));
+        rounds.end_one(bytes);
+        self.image = ImageId(pipe_io::random().map_err(Cause::System)?);
+        self.images = Some(rounds.begin(self.image).map_err(Cause::System)?);
+        self.expected = None;
+        match self.stream.as_ref().map(Tap::writer) {
+            Some(writer) => self.start_page_capture(writer.map_err(Cause::System)?),
+            None => Ok(()),
         }
     }
 
@@ -468,7 +578,7 @@ impl Held {
     /// Whether all of the image was taken from CRIU, and passed on.
     fn is_handed_over(&self) -> bool {
         let is_split = self.plan.shards.get() == 1 || self.has_succeeded(Role::Split);
-        self.has_succeeded(Role::Capture) && is_split
+        self.has_succeeded(self.capture()) && !self.is_in_round() && is_split
     }
 
     /// Whether all of the image has been taken by commands that have succeeded, or the tree runs
@@ -497,6 +607,20 @@ impl Held {
                 }
             };
         self.is_stored() && self.verification == Verification::Done && read_back
+    }
+
+    /// Who takes the image from CRIU.
+    fn capture(&self) -> Role {
+        match (&self.images, &self.rounds) {
+            (None, None) => Role::Capture,
+            _ => Role::PageCapture,
+        }
+    }
+
+    /// The image that this one is an increment of, in a series.
+    fn parent(&self) -> Option<ImageId> {
+        self.series.as_ref()?;
+        Some(self.images.as_ref()?.before.as_ref()?.id)
     }
 
     fn has_succeeded(&self, role: Role) -> bool {
@@ -547,7 +671,7 @@ impl Held {
         if self.stream.as_ref().is_some_and(Tap::is_filled) && self.shards.is_empty() {
             return self.taker(None).to_string();
         }
-        if running(Role::Capture) || self.frozen.is_none() {
+        if running(self.capture()) || self.frozen.is_none() {
             return "CRIU's dump".into();
         }
         if let Some(peer) = &self.peer {
@@ -574,13 +698,18 @@ impl Held {
     }
 
     fn show(&mut self) {
-        self.holder.ask_for_bytes(Role::Capture);
+        self.holder.ask_for_bytes(self.capture());
         if !self.holder.live.is_due() {
             return;
         }
         let awaited = self.awaited();
+        if let Some(rounds) = self.rounds.as_ref().filter(|it| it.tree_runs()) {
+            let (number, bytes) = (rounds.number(), Bytes(self.bytes));
+            let line = format_args!("round {number}: {bytes}; waiting for {awaited}");
+            return self.holder.live.show(line);
+        }
         let rate = Rate(self.bytes, self.frozen_for());
-        let left = self.expected.saturating_sub(self.bytes);
+        let left = self.expected.unwrap_or(0).saturating_sub(self.bytes);
         let time = match rate.time_for(left) {
             Some(time) if left > 0 && self.stream.is_some() => {
                 format!(", {} s left", time.as_secs() + 1)
@@ -588,10 +717,11 @@ impl Held {
             _ => String::new(),
         };
         let bytes = Bytes(self.bytes);
-        let expected = Bytes(self.expected.max(self.bytes));
-        self.holder
-            .live
-            .show(format_args!("{bytes} of about {expected}, {rate}{time}; waiting for {awaited}"));
+        let of = match self.expected {
+            Some(expected) => format!(" of about {}", Bytes(expected.max(self.bytes))),
+            None => String::new(),
+        };
+        self.holder.live.show(format_args!("{bytes}{of}, {rate}{time}; waiting for {awaited}"));
     }
 
     fn frozen_for(&self) -> Duration {
@@ -609,6 +739,8 @@ impl Held {
             bytes: self.bytes,
             frozen: self.frozen_for(),
             image: self.image,
+            parent: self.parent(),
+            before: self.rounds.as_ref().map(Rounds::bytes),
             image_is_safe: self.is_safe(),
             process: self.tree.root(),
             state: self.tree.state(),
@@ -637,14 +769,20 @@ impl Held {
         self.wait_for_tree();
         let report = self.report();
         let voice = self.holder.voice;
+        self.note_in_series(report.state);
         self.holder.explain(&self.log(), &format!("criu-dump-{}", report.process));
         self.holder.scratch.remove();
         let time = Seconds(report.frozen);
         let outcome = match self.holder.cause() {
             None => {
                 let (bytes, rate) = (Bytes(report.bytes), Rate(report.bytes, report.frozen));
+                let before = match (&self.rounds, report.parent) {
+                    (Some(rounds), _) => format!("{rounds}; "),
+                    (None, Some(parent)) => format!("an increment of {parent}; "),
+                    (None, None) => String::new(),
+                };
                 voice.last_unless_quiet(format_args!(
-                    "done: {bytes}, {rate}; frozen for {time}; {report}"
+                    "done: {bytes}, {rate}; {before}frozen for {time}; {report}"
                 ));
                 Outcome::Status(0)
             }
@@ -658,6 +796,23 @@ impl Held {
             print_line(json, &report.json());
         }
         outcome
+    }
+
+    /// Notes what the next image of a series can build on. Where that cannot be noted, it is whole.
+    fn note_in_series(&self, state: State) {
+        if let (Some(tracking), State::Gone) = (&self.tracking, state) {
+            tracking.forget();
+        }
+        let Some(series) = &self.series else { return };
+        let noted = match (self.holder.cause(), state) {
+            (None, State::Runs | State::Stopped) => series.go_on(),
+            (None, State::Gone) => series.end(),
+            (Some(_), _) => series.give_up(),
+        };
+        if let (Err(error), Some(directory)) = (noted, &self.plan.increments) {
+            let (path, error) = (directory.display(), pipe_io::reason(&error));
+            self.holder.voice.say(format_args!("warning: {path}: {error}"));
+        }
     }
 
     /// What must be known beside the cause.
@@ -691,6 +846,7 @@ impl Held {
 fn has_written(command: Role, family: &Family) -> bool {
     let writer = match command {
         Role::Command(Some(_)) => Role::Split,
+        _ if family.started(Role::PageCapture) => Role::PageCapture,
         _ => Role::Capture,
     };
     family.status(writer).is_some_and(|status| status.success())

@@ -24,6 +24,10 @@ pub(super) struct Report {
     pub(super) bytes: u64,
     pub(super) frozen: Duration,
     pub(super) image: ImageId,
+    /// The image that this one is an increment of.
+    pub(super) parent: Option<ImageId>,
+    /// What rounds have sent before, while the tree ran.
+    pub(super) before: Option<u64>,
     pub(super) image_is_safe: bool,
     pub(super) process: Pid,
     pub(super) state: State,
@@ -44,8 +48,12 @@ struct Line<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     image_id: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    parent_id: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     image_is_safe: Option<bool>,
     bytes: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    bytes_before: Option<u64>,
     frozen_millis: u64,
     #[serde(skip_serializing_if = "Option::is_none")]
     cause: Option<&'a str>,
@@ -67,8 +75,10 @@ impl Report {
             host: self.there.as_ref().map(|(host, _)| host.as_str()),
             runs_at_host: self.there.as_ref().map(|(_, there)| *there),
             image_id: is_stored.then(|| self.image.to_string()),
+            parent_id: self.parent.map(|id| id.to_string()),
             image_is_safe: is_stored.then_some(self.image_is_safe),
             bytes: self.bytes,
+            bytes_before: self.before,
             frozen_millis: self.frozen.as_millis() as u64,
             cause: self.cause.as_deref(),
         };

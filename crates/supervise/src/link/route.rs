@@ -21,6 +21,8 @@ pub struct Route {
     pub time_limit: Duration,
     /// How many connections there are.
     pub connections: usize,
+    /// Whether an image and its increments are sent.
+    pub pre_copy: bool,
 }
 
 /// What connects.
@@ -55,7 +57,8 @@ impl Route {
                 ssh
             }
             Connect::Command(text) => {
-                let mut command = shell.command(text, Part { shard, image: None }, &[0, 1]);
+                let mut command =
+                    shell.command(text, Part { shard, image: None, parent: None }, &[0, 1]);
                 command.env("RECEIVE", receive);
                 command
             }
@@ -69,6 +72,9 @@ impl Route {
             if self.verbose { "--verbose" } else { "--quiet" },
             self.time_limit.as_secs()
         );
+        if self.pre_copy {
+            receive += " --pre-copy";
+        }
         if self.connections > 1 {
             receive += &format!(" --connection {token}:{index}:{}", self.connections);
         }

@@ -52,6 +52,8 @@ pub(super) struct Held {
     parts: Vec<Option<Tap>>,
     /// What `shard-merge` writes into, until it has succeeded.
     merged: Option<Tap>,
+    /// What `image-combine` writes into, until it has succeeded.
+    combined: Option<Tap>,
     /// The processes of the tree, when CRIU may be started as soon as their ids are free.
     ids: Option<(Vec<u8>, Instant)>,
     /// What takes the place of the root's standard descriptors, and how CRIU names those.
@@ -88,6 +90,7 @@ impl Held {
             peer: None,
             parts: Vec::new(),
             merged: None,
+            combined: None,
             ids: None,
             inherited: Vec::new(),
             bytes: 0,
@@ -144,7 +147,10 @@ impl Held {
             }
             Source::Lazy(file) => vec![file],
         };
-        let image = self.join(parts)?;
+        let mut image = self.join(parts)?;
+        if self.plan.combine {
+            image = Some(self.start_combine(image)?);
+        }
         self.start_server(image)?;
         self.peer.as_mut().map_or(Ok(()), Peer::say_ready)
     }
@@ -177,7 +183,8 @@ impl Held {
         for index in 0..count {
             let (tap, read) = Tap::new().map_err(Cause::System)?;
             let shard = (count > 1).then_some(index);
-            let part = Part { shard: shard.map(|index| (index, count)), image: None };
+            let shard_of = shard.map(|index| (index, count));
+            let part = Part { shard: shard_of, image: None, parent: None };
             // Several commands cannot share what is typed or sent, and none with the tree.
             let shares_stdin = shard.is_none() && !self.plan.stdio;
             let given: &[RawFd] = if shares_stdin { &[1] } else { &[0, 1] };
@@ -206,6 +213,18 @@ impl Held {
         })?;
         self.merged = Some(tap);
         Ok(Some(image))
+    }
+
+    /// Makes one image of several that come one after the other, and returns where it comes out.
+    fn start_combine(&mut self, images: Option<OwnedFd>) -> Result<OwnedFd, Cause> {
+        let stdin = images.map_or_else(Stdio::inherit, Stdio::from);
+        let (tap, image) = Tap::new().map_err(Cause::System)?;
+        self.holder.start_filter(Role::Combine, "image-combine", |command| {
+            command.arg("-").stdin(stdin).stdout(tap.writer()?);
+            Ok(())
+        })?;
+        self.combined = Some(tap);
+        Ok(image)
     }
 
     /// Where CRIU and the filter meet.
@@ -259,7 +278,7 @@ impl Held {
         criu_log::remove(&self.log());
         let lent: Vec<&OwnedFd> = self.inherited.iter().map(|(fd, _)| fd).collect();
         let on_terminal = self.plan.criu_options.shell_job;
-        lending(&lent, || Ok(self.holder.start_criu(criu, gate, on_terminal)))
+        lending(&lent, || Ok(self.holder.start_criu(criu, Some(gate), on_terminal)))
             .map_err(Cause::System)?
     }
 
@@ -399,8 +418,9 @@ impl Held {
                 }
             }
             Role::Merge if success => self.merged = None,
-            Role::Merge => match self.merged.as_ref().is_some_and(Tap::reader_is_gone) {
-                // image-serve tells why.
+            Role::Combine if success => self.combined = None,
+            Role::Merge | Role::Combine => match self.is_unread(role) {
+                // Who reads it tells why.
                 true => {}
                 false => self.holder.suspect(ended, Weight::Reader),
             },
@@ -417,6 +437,12 @@ impl Held {
             Role::Tar if !success => self.holder.fail(ended),
             _ => {}
         }
+    }
+
+    /// Whether nobody reads what this filter writes.
+    fn is_unread(&self, role: Role) -> bool {
+        let tap = if role == Role::Merge { &self.merged } else { &self.combined };
+        tap.as_ref().is_some_and(Tap::reader_is_gone)
     }
 
     /// A filter that refuses the image is the cause; one that CRIU has left is not.
@@ -445,7 +471,7 @@ impl Held {
         if let Some(restored) = self.restored {
             // It waits for a client that never came, or does not notice that CRIU has gone.
             if restored.elapsed() >= GRACE {
-                let filters = [Role::Serve, Role::Merge];
+                let filters = [Role::Serve, Role::Merge, Role::Combine];
                 let running: Vec<Pid> =
                     filters.iter().filter_map(|it| self.holder.family.running(*it)).collect();
                 signal_all(&running, Signal::SIGKILL);
@@ -482,11 +508,14 @@ impl Held {
 
     /// Whether those who have brought the image say that this was all.
     fn is_whole(&self) -> bool {
-        self.parts.iter().all(Option::is_none) && self.merged.is_none() && !self.holder.has_failed()
+        let is_written = self.merged.is_none() && self.combined.is_none();
+        self.parts.iter().all(Option::is_none) && is_written && !self.holder.has_failed()
     }
 
     fn pipeline_has_ended(&self) -> bool {
-        [Role::Serve, Role::Merge].iter().all(|it| self.holder.family.running(*it).is_none())
+        [Role::Serve, Role::Merge, Role::Combine]
+            .iter()
+            .all(|it| self.holder.family.running(*it).is_none())
     }
 
     fn is_over(&self) -> bool {
@@ -562,7 +591,7 @@ impl Held {
 
     fn tell_restored(&self) {
         let voice = self.holder.voice;
-        for role in [Role::Serve, Role::Merge] {
+        for role in [Role::Serve, Role::Merge, Role::Combine] {
             let failed = self.holder.family.status(role).filter(|status| !status.success());
             if let Some(status) = failed {
                 voice.say(format_args!("warning: {role} {}", HasEnded(status)));

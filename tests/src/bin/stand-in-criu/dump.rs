@@ -37,14 +37,45 @@ pub(crate) fn dump(options: &Options, log: &Log) -> Result<(), Fault> {
     reached("end", log)
 }
 
+/// Lets the process run on before its memory is sent.
+pub(crate) fn pre_dump(options: &Options, log: &Log) -> Result<(), Fault> {
+    let root = options.tree.ok_or("no --tree")?;
+    reached("pre-start", log)?;
+    let mut image = Writer::open(options)?;
+    scripts::run("pre-dump", Some(root), options, log)?;
+    let frozen = Frozen::freeze(root)?;
+    reached("pre-frozen", log)?;
+    let memory = memory_of(root)?;
+    frozen.thaw();
+    let half_way = || reached("pre-pages", log);
+    match &mut image {
+        Writer::Pages(pages) => pages.send(&memory, half_way)?,
+        _ => return Err("no --ps-socket".into()),
+    }
+    image.write("inventory.img", &inventory(), || Ok(()))?;
+    reached("pre-end", log)
+}
+
+fn memory_of(root: i32) -> Result<Vec<u8>, Fault> {
+    let words = command_line(root)?;
+    Ok(memory(root, &words)?.unwrap_or_else(|| Random::new(root as u64).bytes(bytes())))
+}
+
 fn write(image: &mut Writer, root: i32, log: &Log) -> Result<(), Fault> {
     let words = command_line(root)?;
-    let memory = memory(root, &words)?.unwrap_or_else(|| Random::new(root as u64).bytes(bytes()));
+    let memory = memory_of(root)?;
     let nothing_more = || Ok(());
     image.write("core-1.img", words.join("\0").as_bytes(), nothing_more)?;
-    image.write("mm-1.img", b"mappings", nothing_more)?;
-    image.write("pagemap-1.img", &memory.len().to_le_bytes(), nothing_more)?;
-    image.write("pages-1.img", &memory, || reached("pages", log))?;
+    // How much of the last page is memory.
+    image.write("mm-1.img", &memory.len().to_le_bytes(), nothing_more)?;
+    let half_way = || reached("pages", log);
+    match image {
+        Writer::Pages(pages) => pages.send(&memory, half_way)?,
+        _ => {
+            image.write("pagemap-1.img", &memory.len().to_le_bytes(), nothing_more)?;
+            image.write("pages-1.img", &memory, half_way)?;
+        }
+    }
     image.write("pstree.img", &pstree(root), nothing_more)?;
     image.write("inventory.img", &inventory(), nothing_more)?;
     reached("inventory", log)

@@ -2,8 +2,10 @@
 
 use std::fs;
 use std::io::Write;
+use std::path::PathBuf;
 
 use tests::criu::{DumpClient, RestoreClient};
+use tests::page_server::{Layout, PAGE, PRESENT, PageClient};
 
 use crate::Fault;
 use crate::options::Options;
@@ -12,11 +14,15 @@ use crate::options::Options;
 #[derive(Debug)]
 pub(crate) enum Writer {
     Stream(DumpClient),
-    Directory(std::path::PathBuf),
+    Directory(PathBuf),
+    Pages(Pages),
 }
 
 impl Writer {
     pub(crate) fn open(options: &Options) -> Result<Writer, Fault> {
+        if let Some(number) = options.page_server {
+            return Ok(Writer::Pages(Pages::open(number, options)?));
+        }
         Ok(match options.stream {
             true => Writer::Stream(
                 DumpClient::connect(&options.images_dir)
@@ -35,7 +41,9 @@ impl Writer {
     ) -> Result<(), Fault> {
         let mut file = match self {
             Writer::Stream(client) => client.open(name)?,
-            Writer::Directory(directory) => fs::File::create(directory.join(name))?,
+            Writer::Directory(directory) | Writer::Pages(Pages { directory, .. }) => {
+                fs::File::create(directory.join(name))?
+            }
         };
         let (first, second) = content.split_at(content.len() / 2);
         file.write_all(first).map_err(|error| format!("Can't write {name}: {error}"))?;
@@ -45,11 +53,68 @@ impl Writer {
     }
 }
 
+/// An image of which the memory goes to a page server.
+#[derive(Debug)]
+pub(crate) struct Pages {
+    client: PageClient,
+    directory: PathBuf,
+    /// The memory at the dump before.
+    before: Option<Vec<u8>>,
+}
+
+/// In an images directory: the memory, in the place of a kernel that tells which pages have changed.
+const MEMORY: &str = "stand-in.memory";
+/// What the memory's number on the wire is.
+const TASK: u64 = 1 << 8 | 1;
+/// Where the memory begins.
+const START: u64 = 0x10_0000;
+
+impl Pages {
+    fn open(number: i32, options: &Options) -> Result<Pages, Fault> {
+        let directory = options.images_dir.clone();
+        let mut before = None;
+        if let Some(parent) = &options.before {
+            before = Some(fs::read(directory.join(parent).join(MEMORY))?);
+            std::os::unix::fs::symlink(parent, directory.join("parent"))?;
+        }
+        Ok(Pages { client: PageClient::inherited(number, Layout::Long), directory, before })
+    }
+
+    /// Sends memory, page by page; `half_way` is called in the middle of it.
+    pub(crate) fn send(
+        &mut self,
+        memory: &[u8],
+        half_way: impl FnOnce() -> Result<(), Fault>,
+    ) -> Result<(), Fault> {
+        let mut memory = memory.to_vec();
+        memory.resize(memory.len().next_multiple_of(PAGE), 0);
+        let is_held = self.client.open(TASK)? == 1;
+        let pages: Vec<&[u8]> = memory.chunks(PAGE).collect();
+        let before = self.before.take().filter(|_| is_held);
+        let mut half_way = Some(half_way);
+        for (number, page) in pages.iter().enumerate() {
+            if let Some(half_way) = half_way.take_if(|_| number >= pages.len() / 2) {
+                half_way()?;
+            }
+            let place = number * PAGE;
+            let start = START + place as u64;
+            match before.as_ref().and_then(|it| it.get(place..place + PAGE)) == Some(page) {
+                true => self.client.unchanged(TASK, start, 1)?,
+                false => self.client.pages(TASK, start, PRESENT, page)?,
+            }
+        }
+        match self.client.close()? {
+            0 => Ok(fs::write(self.directory.join(MEMORY), &memory)?),
+            answer => Err(format!("the page server answers {answer}").into()),
+        }
+    }
+}
+
 /// Where the files of a restore come from.
 #[derive(Debug)]
 pub(crate) enum Reader {
     Stream(RestoreClient),
-    Directory(std::path::PathBuf),
+    Directory(PathBuf),
 }
 
 impl Reader {

@@ -15,12 +15,16 @@ pub(crate) struct Options {
     pub(crate) scripts: Vec<String>,
     pub(crate) pidfile: Option<PathBuf>,
     pub(crate) stream: bool,
+    pub(crate) page_server: Option<i32>,
+    pub(crate) before: Option<PathBuf>,
     pub(crate) leave_running: bool,
     pub(crate) detached: bool,
 }
 
 /// Options without a value that are taken, and change nothing here.
-const IGNORED: [&str; 8] = [
+const IGNORED: [&str; 10] = [
+    "--page-server",
+    "--track-mem",
     "--restore-sibling",
     "-S",
     "--tcp-established",
@@ -32,8 +36,15 @@ const IGNORED: [&str; 8] = [
 ];
 
 /// Options with a value that change nothing here.
-const IGNORED_WITH_VALUE: [&str; 6] =
-    ["--network-lock", "--external", "--inherit-fd", "--ghost-limit", "--root", "--join-ns"];
+const IGNORED_WITH_VALUE: [&str; 7] = [
+    "--feature",
+    "--network-lock",
+    "--external",
+    "--inherit-fd",
+    "--ghost-limit",
+    "--root",
+    "--join-ns",
+];
 
 impl Options {
     pub(crate) fn parse(arguments: &[String]) -> Result<Options, Fault> {
@@ -50,6 +61,8 @@ impl Options {
                 "--action-script" => options.scripts.push(value()?),
                 "--pidfile" => options.pidfile = Some(value()?.into()),
                 "--stream" => options.stream = true,
+                "--ps-socket" => options.page_server = Some(value()?.parse()?),
+                "--prev-images-dir" => options.before = Some(value()?.into()),
                 "-R" | "--leave-running" => options.leave_running = true,
                 "-d" | "--restore-detached" => options.detached = true,
                 word if word.starts_with("-v") => {}

@@ -4,6 +4,8 @@ use std::fs;
 use std::io::{Read, Write};
 use std::process::{Child, Command, Stdio};
 
+use tests::page_server::PAGE;
+
 use crate::Fault;
 use crate::image::Reader;
 use crate::log::Log;
@@ -22,12 +24,15 @@ pub(crate) fn restore(options: &Options, log: &Log) -> Result<(), Fault> {
     let words: Vec<&str> = words.split('\0').collect();
     // No image has it, and CRIU asks all the same.
     image.read("cgroup.img")?;
-    image.need("mm-1.img")?;
-    let length = image.need("pagemap-1.img")?;
-    let memory = image.need("pages-1.img")?;
-    if memory.len().to_le_bytes() != length[..] {
+    let length = image.need("mm-1.img")?;
+    let length = usize::from_le_bytes(*length.first_chunk().ok_or("no length")?);
+    image.need("pagemap-1.img")?;
+    let mut memory = image.need("pages-1.img")?;
+    // Through a page server come whole pages.
+    if memory.len() != length && memory.len() != length.next_multiple_of(PAGE) {
         return Err(format!("{} bytes of memory: not all", memory.len()).into());
     }
+    memory.truncate(length);
     reached("pages", log)?;
     let mut made = Made::start(&words, &memory)?;
     reached("made", log)?;

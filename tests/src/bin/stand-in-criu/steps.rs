@@ -4,10 +4,12 @@
 //! - `STAND_IN_PAUSE=STEP:MILLISECONDS`: waits so long at this step.
 //! - `STAND_IN_FAULT=STEP:WHAT`: at this step, `fail` (with `STAND_IN_ERROR` in the log, or more
 //!   of them, a line each), `die` (by SIGKILL), `hang`, or `end` (with status 0).
+//! - `STAND_IN_TRACKS_NOT=1`: a check finds no kernel that tells which pages have changed.
 //! - `STAND_IN_BYTES=N`: so much memory has the image of a process that is no `victim hold`.
 //!
 //! The steps of a dump are `start`, `connected`, `frozen`, `pages` (half of the memory was sent),
-//! `inventory` (all was sent), `asking`, `answered`, `gone` and `end`; those of a restore `start`,
+//! `inventory` (all was sent), `asking`, `answered`, `gone` and `end`; those of a pre-dump
+//! `pre-start`, `pre-frozen`, `pre-pages` and `pre-end`; those of a restore `start`,
 //! `connected`, `pages` (the memory was read), `made` (the process is there, and does not run),
 //! `asking`, `answered`, `runs` and `end`.
 

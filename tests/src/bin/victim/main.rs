@@ -10,7 +10,8 @@
 //! `victim change DIR MEGABYTES` changes its memory by a rule, and `victim check DIR` tells whether
 //! it is as the rule says. `victim count FILE` only counts, for demonstrations. `victim stamp FILE`
 //! stamps its memory, so that an image shows of which moments it is. `victim hold FILE` changes its
-//! memory and finds it whole, also after the stand-in for CRIU has restored it.
+//! memory and finds it whole, also after the stand-in for CRIU has restored it. `victim part FILE`
+//! changes a twentieth of its memory when it is told to.
 //!
 //! All make themselves leaders of their own session, with standard input,
 //! output and error on `/dev/null`: CRIU wants to see nothing of the caller's.
@@ -21,6 +22,7 @@ mod head;
 mod heap;
 mod hold;
 mod member;
+mod part;
 mod stamp;
 mod status;
 
@@ -36,6 +38,7 @@ Usage: victim tree DIR [--processes N] [--megabytes N] [--no-tcp] [--undumpable]
        victim check DIR
        victim count FILE
        victim hold FILE MEGABYTES [--tcp PORT] [--resume]
+       victim part FILE MEGABYTES
        victim stamp FILE MEGABYTES
 
 tree   N processes (4 or more; 4 unless said) that hold N megabytes of changing
@@ -47,6 +50,7 @@ check  whether both go on, and all of that memory is as it should be
 count  write a number that rises ten times a second to FILE
 hold   change all of so much memory, verify it, and write its generation to FILE,
        again and again; with --tcp, send back what comes from that port
+part   change one page of twenty of so much memory as often as FILE.go appears
 stamp  write a number into all pages of so much memory, one after the other, and
        then to FILE, and begin again with the next number";
 
@@ -74,6 +78,10 @@ fn main() -> ExitCode {
         },
         ["check", directory] => change::check(directory),
         ["count", file] => leave_the_callers_session().and_then(|()| count::count(file)),
+        ["part", file, megabytes] => match megabytes.parse() {
+            Ok(megabytes) => leave_the_callers_session().and_then(|()| part::part(file, megabytes)),
+            Err(_) => return usage(),
+        },
         ["stamp", file, megabytes] => match megabytes.parse() {
             Ok(megabytes) => {
                 leave_the_callers_session().and_then(|()| stamp::stamp(file, megabytes))
