@@ -78,7 +78,7 @@ fn ids(pstree: &[u8]) -> BTreeSet<u32> {
 /// In a PID namespace that is not the machine's: has the kernel give high ids to what we start, as
 /// the tree that will be restored here may have any of the low ones. Does nothing where that is not
 /// allowed, or not needed.
-pub(crate) fn stay_out_of_the_way() {
+pub fn stay_out_of_the_way() {
     const LAST_PID: &str = "/proc/sys/kernel/ns_last_pid";
     /// The inode of the machine's own PID namespace, since Linux 3.8.
     const MACHINE: &str = "pid:[4026531836]";
