@@ -45,7 +45,8 @@ fn arrives(name: &str, read: OwnedFd, write: &OwnedFd, terminal_input: bool) {
     let Some(bench) = Bench::set_up(name) else { return };
     let output = Collected::from(read);
     let start = || {
-        let script = "exec criu-run --image job.img --network-lock skip -- sh -c \"$COUNT\" 120 2>>err";
+        let script =
+            "exec criu-run --image job.img --network-lock skip -- sh -c \"$COUNT\" 250 2>>err";
         let fd = || write.try_clone().expect("a descriptor");
         let mut command = shell(&bench, script);
         command.env("COUNT", COUNT).stdout(fd());
@@ -54,13 +55,14 @@ fn arrives(name: &str, read: OwnedFd, write: &OwnedFd, terminal_input: bool) {
     };
     for round in 1..=3 {
         let mut run = start();
-        wait_for("the count", || (output.lines().len() >= round * 10).then_some(()));
+        let before = output.lines().len();
+        wait_for("the count", || (output.lines().len() >= before + 3).then_some(()));
         run.signal(Signal::SIGTERM);
         assert_eq!(run.ends().code(), Some(75), "round {round}: {}", messages(&bench));
     }
     assert_eq!(start().ends().code(), Some(7), "{}", messages(&bench));
-    wait_for("the last line", || (output.lines().last() == Some(&120)).then_some(()));
-    let expected: Vec<u32> = (1..=120).collect();
+    wait_for("the last line", || (output.lines().last() == Some(&250)).then_some(()));
+    let expected: Vec<u32> = (1..=250).collect();
     assert_eq!(output.lines(), expected, "a line is lost or doubled");
 }
 

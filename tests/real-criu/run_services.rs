@@ -16,7 +16,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use crate::bench::{Bench, pid_of, skip, wait_for};
-use crate::runs::{COUNT, Run, children, lines, messages, shell, wait_until};
+use crate::runs::{COUNT, Run, children, counts_on, lines, messages, shell, wait_until};
 
 /// A control group, and what was started in it.
 struct Service<'a> {
@@ -32,7 +32,8 @@ impl Service<'_> {
         let Some(mount) = mounts.find(|fields| fields.get(2) == Some(&"cgroup2")) else {
             return skip(name, "there is no cgroup2");
         };
-        let group = Path::new(mount[1]).join(format!("criu-run-test-{}-{name}", std::process::id()));
+        let group =
+            Path::new(mount[1]).join(format!("criu-run-test-{}-{name}", std::process::id()));
         match fs::create_dir(&group) {
             Ok(()) => Some(Service { bench, group }),
             Err(error) => skip(name, &format!("no control group can be made: {error}")),
@@ -87,17 +88,17 @@ impl Drop for Service<'_> {
 fn restarts(name: &str, all: bool, program: &str) {
     let Some(bench) = Bench::set_up(name) else { return };
     let Some(service) = Service::new(&bench, name) else { return };
-    let script = format!("--image job.img --network-lock skip -- sh -c '{program}' 80");
+    let script = format!("--image job.img --network-lock skip -- sh -c '{program}' 250");
     for round in 1..=3 {
         let mut run = service.start(&script);
-        wait_until(&bench, round * 10);
+        counts_on(&bench);
         let status = service.stop(&mut run, all);
         assert_eq!(status.code(), Some(75), "round {round}: {}", messages(&bench));
     }
     let mut run = service.start(&script);
     assert_eq!(run.ends().code(), Some(7), "{}", messages(&bench));
-    wait_until(&bench, 80);
-    let expected: Vec<u32> = (1..=80).collect();
+    wait_until(&bench, 250);
+    let expected: Vec<u32> = (1..=250).collect();
     assert_eq!(lines(&bench), expected, "a line is lost or doubled");
 }
 
@@ -200,7 +201,8 @@ fn the_pod_has_the_capabilities_that_are_needed_and_no_more() {
     let listed = line.and_then(|line| line.strip_suffix(']')).expect("a list");
     assert_eq!(listed.split(", ").collect::<Vec<_>>(), CAPABILITIES);
 
-    let has_setpriv = Command::new("setpriv").arg("--version").stdout(Stdio::null()).status().is_ok();
+    let has_setpriv =
+        Command::new("setpriv").arg("--version").stdout(Stdio::null()).status().is_ok();
     if !has_setpriv {
         skip::<()>(name, "there is no setpriv (package util-linux)");
         return;

@@ -14,13 +14,13 @@ use nix::unistd::Pid;
 use tests::random::Random;
 
 use crate::bench::{Bench, pid_of, program, skip, wait_for};
-use crate::runs::{COUNT, Run, children, lines, messages, shell, wait_until};
+use crate::runs::{COUNT, Run, children, counts_on, lines, messages, shell, wait_until};
 
-/// Evicts it so many times, each time when it has counted on by ten, and waits for its end.
+/// Evicts it so many times, and waits for its end.
 fn evict(bench: &Bench, script: &str, times: u32, last: u32, code: i32) {
     for round in 1..=times {
         let mut run = Run::start(bench, script);
-        wait_until(bench, round * 10);
+        counts_on(bench);
         run.signal(Signal::SIGTERM);
         assert_eq!(run.ends().code(), Some(75), "round {round}: {}", messages(bench));
     }
@@ -45,7 +45,7 @@ fn an_evicted_python_goes_on() {
     let script = r#"
 import sys, time
 table = {}
-for n in range(1, 81):
+for n in range(1, 251):
     table[n] = str(n) * 1000
     assert all(table[m] == str(m) * 1000 for m in table)
     print(n, flush=True)
@@ -54,7 +54,7 @@ sys.exit(9)
 "#;
     fs::write(bench.scratch().join("job.py"), script).expect("write the program");
     let script = "--image job.img --network-lock skip -- /usr/bin/python3 job.py";
-    evict(&bench, script, 3, 80, 9);
+    evict(&bench, script, 3, 250, 9);
 }
 
 #[test]
@@ -71,20 +71,20 @@ fn an_evicted_program_with_threads_goes_on() {
 fn an_evicted_pipeline_goes_on() {
     let Some(bench) = Bench::set_up("evicted_pipeline") else { return };
     let script = "--image job.img --network-lock skip -- \
-                  sh -c 'sh -c \"$PRODUCE\" 80 | while read -r n; do echo $n; done; exit 4'";
+                  sh -c 'sh -c \"$PRODUCE\" 250 | while read -r n; do echo $n; done; exit 4'";
     for round in 1..=4 {
         let child = shell(&bench, &format!("exec criu-run {script} >>out 2>>err"))
             .env("PRODUCE", COUNT)
             .spawn();
         let mut run = Run { child: child.expect("start criu-run") };
         if round < 4 {
-            wait_until(&bench, round * 10);
+            counts_on(&bench);
             run.signal(Signal::SIGTERM);
         }
         let code = if round < 4 { 75 } else { 4 };
         assert_eq!(run.ends().code(), Some(code), "round {round}: {}", messages(&bench));
     }
-    must_be_complete(&bench, 80);
+    must_be_complete(&bench, 250);
 }
 
 /// Asks a redis, and returns the first line of its answer, or what that line announces.
@@ -192,28 +192,33 @@ fn a_program_moves_twenty_times_between_two_namespaces() {
     let start = |round: usize| {
         let init = hosts[round % 2].init;
         let script = format!(
-            "exec nsenter -t {init} -p -m --wd=$PWD sh -c 'exec criu-run --image job.img \
-             --network-lock skip -- sh -c \"$COUNT\" 320 </dev/null >>out 2>>err'"
+            "exec nsenter -t {init} -p -m sh -c 'cd {} && exec criu-run --image job.img \
+             --network-lock skip -- sh -c \"$COUNT\" 900 </dev/null >>out 2>>err'",
+            bench.scratch().display()
         );
         let child = shell(&bench, &script).env("COUNT", COUNT).spawn();
         Run { child: child.expect("start nsenter") }
     };
-    for round in 1..=20_u32 {
-        let mut run = start(round as usize);
-        wait_until(&bench, round * 10);
+    for round in 1..=20 {
+        let mut run = start(round);
+        counts_on(&bench);
         let inner = wait_for("criu-run", || children(pid_of(&run.child)).first().copied());
         kill(inner, Signal::SIGTERM).expect("send a signal");
         assert_eq!(run.ends().code(), Some(75), "round {round}: {}", messages(&bench));
     }
     assert_eq!(start(1).ends().code(), Some(7), "{}", messages(&bench));
-    must_be_complete(&bench, 320);
+    must_be_complete(&bench, 900);
 }
 
 #[test]
 fn a_store_that_fails_in_any_way_leaves_the_program() {
     let Some(bench) = Bench::set_up("failing_stores") else { return };
-    let stores =
-        ["exit 3", "head -c 100000 >/dev/null; exit 7", "head -c 100000", "cat >/dev/null; exit 22"];
+    let stores = [
+        "exit 3",
+        "head -c 100000 >/dev/null; exit 7",
+        "head -c 100000",
+        "cat >/dev/null; exit 22",
+    ];
     for save in stores.map(|it| format!("{{ {it}; }} >/dev/null")).into_iter().chain([
         // The disk is full.
         "cat >/dev/full".to_owned(),

@@ -56,7 +56,7 @@ impl Drop for Run {
 pub(crate) fn shell(bench: &Bench, script: &str) -> Command {
     // The program may have no descriptor that connects it with others.
     let close = "for fd in /proc/self/fd/*; do fd=${fd##*/}; \
-                 [ $fd -lt 3 ] || eval \"exec $fd>&-\"; done 2>/dev/null";
+                 [ $fd -lt 3 ] || eval \"exec $fd>&-\"; done";
     let mut command = Command::new("bash");
     command
         .args(["-c", &format!("{close}; {script}")])
@@ -80,6 +80,11 @@ pub(crate) fn messages(bench: &Bench) -> String {
     fs::read_to_string(bench.scratch().join("err")).unwrap_or_default()
 }
 
+/// Waits until the program has counted on by some: it runs.
+pub(crate) fn counts_on(bench: &Bench) {
+    wait_until(bench, lines(bench).last().copied().unwrap_or(0) + 3);
+}
+
 /// Waits until the program has counted so far.
 pub(crate) fn wait_until(bench: &Bench, count: u32) {
     wait_for("the count", || (lines(bench).last() >= Some(&count)).then_some(()));
@@ -88,16 +93,16 @@ pub(crate) fn wait_until(bench: &Bench, count: u32) {
 #[test]
 fn a_program_that_is_evicted_again_and_again_does_its_work_once() {
     let Some(bench) = Bench::set_up("evicted") else { return };
-    let script = format!("--image job.img --network-lock skip -- sh -c '{COUNT}' 400");
+    let script = format!("--image job.img --network-lock skip -- sh -c '{COUNT}' 900");
     for round in 1..=20 {
         let mut run = Run::start(&bench, &script);
-        wait_until(&bench, round * 10);
+        counts_on(&bench);
         run.signal(Signal::SIGTERM);
         assert_eq!(run.ends().code(), Some(75), "round {round}: {}", messages(&bench));
     }
     let mut run = Run::start(&bench, &script);
     assert_eq!(run.ends().code(), Some(7), "{}", messages(&bench));
-    let expected: Vec<u32> = (1..=400).collect();
+    let expected: Vec<u32> = (1..=900).collect();
     assert_eq!(lines(&bench), expected, "a line is lost or doubled");
     assert!(!bench.scratch().join("job.img.new").exists());
 }

@@ -122,7 +122,8 @@ impl Hold {
 
     /// Reaps it once it is gone, so that its id is free.
     pub fn reap(&mut self) {
-        let Some(pid) = self.root.as_ref().map(|root| root.id() as i32) else { return };
+        let started = self.root.as_ref().map(|root| root.id() as i32);
+        let Some(pid) = started.or_else(|| Some(self.seen()?.0)) else { return };
         let deadline = Instant::now() + PATIENCE;
         while self.copies().is_empty() && Path::new(&format!("/proc/{pid}")).exists() {
             let _ = self.root.as_mut().map(Child::try_wait);

@@ -23,7 +23,7 @@ const ALONE: &str = r#"
 for fd in /proc/self/fd/*; do
     fd=${fd##*/}
     [ "$fd" -le 2 ] || [ "$fd" -eq 255 ] || eval "exec $fd>&-"
-done 2>/dev/null
+done
 [ "$(id -u)" -ne 0 ] || exec setpriv --bounding-set=-sys_admin --inh-caps=-all "$0" "$@"
 "#;
 
@@ -135,7 +135,11 @@ fn whether_there_is_an_image_is_known_before_anything_is_started() {
         (&["--save", "cat", "--load", "false", "--exists", "exit 1"], 0, "started: process"),
         (&["--save", "cat", "--load", "true"], 0, "started: process"),
         (&["--save", "cat", "--load", "false", "--exists", "exit 255"], 124, "(status 255)"),
-        (&["--save", "cat", "--load", "cat", "--exists", "kill -9 $$"], 124, "was killed (SIGKILL)"),
+        (
+            &["--save", "cat", "--load", "cat", "--exists", "kill -9 $$"],
+            124,
+            "was killed (SIGKILL)",
+        ),
         (&["--save", "cat", "--load", "exit 3"], 124, "the command of --load failed (status 3)"),
         (&["--image", "no/x.img"], 124, "no: no such directory"),
         (&["--save", "cat", "--load", "echo x; exit 3"], 123, "not restored"),
@@ -245,7 +249,8 @@ fn a_store_that_fails_leaves_the_program_and_the_signal_is_its() {
         let scene = Scene::new();
         let store = format!("{{ {store}; }} >/dev/null");
         let options = ["--save", &store, "--load", "true"];
-        let running = counting(&scene, &[&options[..], &["--on-failure", "ignore"]].concat()).start();
+        let running =
+            counting(&scene, &[&options[..], &["--on-failure", "ignore"]].concat()).start();
         counts_on(&scene);
         running.signal(Signal::SIGTERM);
         running.stderr().wait_for("the failure", |line| line == "criu-run: no checkpoint");
@@ -370,7 +375,8 @@ fn output_is_complete_when_all_processes_get_the_signal() {
     for kind in ["pipe", "socket", "file"] {
         let scene = Scene::new();
         // A signal for a checkpoint that never comes: SIGTERM is the program's.
-        let filter = run(&scene).args(["--image", "x", "--checkpoint-on", "USR2", "--", "sh", "-c"]);
+        let filter =
+            run(&scene).args(["--image", "x", "--checkpoint-on", "USR2", "--", "sh", "-c"]);
         let filter = filter.arg(LAST_WORD);
         let (read, running) = match kind {
             "pipe" => {
@@ -420,7 +426,8 @@ fn a_program_that_is_deaf_to_the_signal_is_checkpointed_though_all_get_it() {
 fn input_comes_through_and_is_left_to_others_afterwards() {
     let scene = Scene::new();
     let (ours, theirs) = UnixStream::pair().expect("a socket");
-    let filter = run(&scene).args(["--image", "x", "--", "sh", "-c", "read -r line; echo $line >got"]);
+    let filter =
+        run(&scene).args(["--image", "x", "--", "sh", "-c", "read -r line; echo $line >got"]);
     let running = filter.stdin(theirs).start();
     std::io::Write::write_all(&mut &ours, b"a line\n").expect("write a line");
     running.finish().succeeded();
@@ -474,7 +481,17 @@ fn a_checkpoint_whose_front_is_killed_is_judged_by_its_result() {
 const STEPS: [(bool, &[&str]); 2] = [
     (
         false,
-        &["start", "connected", "frozen", "pages", "inventory", "asking", "answered", "gone", "end"],
+        &[
+            "start",
+            "connected",
+            "frozen",
+            "pages",
+            "inventory",
+            "asking",
+            "answered",
+            "gone",
+            "end",
+        ],
     ),
     (true, &["start", "connected", "pages", "made", "asking", "answered", "runs", "end"]),
 ];
@@ -495,6 +512,8 @@ fn must_not_be_lost(scene: &Scene, hold: &mut Hold, case: &str) {
     match hold.life() {
         Life::Runs(_) => {}
         Life::Gone => {
+            // Its parent is this test now.
+            hold.reap();
             let running = holding(scene).start();
             let went_on = |line: &str| line.contains("goes on from its image");
             running.stderr().wait_for(&format!("{case}: the restore"), went_on);

@@ -140,7 +140,8 @@ fn the_pod_is_one_by_the_schema() {
     // It would see a mistake.
     let scratch = tempfile::tempdir().expect("a directory");
     let wrong = scratch.path().join("pod.yaml");
-    fs::write(&wrong, read("kubernetes/pod.yaml").replace("mountPath", "mountpath")).expect("write");
+    fs::write(&wrong, read("kubernetes/pod.yaml").replace("mountPath", "mountpath"))
+        .expect("write");
     assert!(!validate(&wrong).0);
 }
 
@@ -250,7 +251,8 @@ fn a_notice_of_aws_runs_the_command() {
     });
     let (output, said) = end_of(watch("aws", &server.address));
     assert_eq!(output, "evicted\n");
-    let notice = r#"eviction-watch: notice: {"action": "terminate", "time": "2026-11-27T16:00:00Z"}"#;
+    let notice =
+        r#"eviction-watch: notice: {"action": "terminate", "time": "2026-11-27T16:00:00Z"}"#;
     assert_eq!(said.trim_end(), notice);
     // A token and a question each time.
     assert_eq!(server.requests().len(), 8);
@@ -271,7 +273,10 @@ fn a_notice_of_google_runs_the_command() {
         }
     });
     let (output, said) = end_of(watch("gcp", &server.address));
-    assert_eq!((output.as_str(), said.trim_end()), ("evicted\n", "eviction-watch: notice: preempted"));
+    assert_eq!(
+        (output.as_str(), said.trim_end()),
+        ("evicted\n", "eviction-watch: notice: preempted")
+    );
     assert_eq!(server.requests().len(), 3);
 }
 

@@ -248,8 +248,7 @@ mod tests {
 
     #[test]
     fn nothing_to_load_is_no_image_and_a_failure_is_no_answer() {
-        let exists =
-            |command: &str| exists(&Image::behind(String::new(), command.into(), None));
+        let exists = |command: &str| exists(&Image::behind(String::new(), command.into(), None));
         assert!(exists("yes").unwrap());
         assert!(!exists("true").unwrap());
         assert!(matches!(exists("exit 1"), Err(Unknown::Command(..))));
