@@ -437,6 +437,25 @@ fn input_comes_through_and_is_left_to_others_afterwards() {
 }
 
 #[test]
+fn as_process_1_of_a_container_it_reaps_and_a_signal_is_a_status() {
+    let scene = Scene::new();
+    let container = ALONE.replace("exec setpriv", "exec unshare --pid --mount-proc --fork setpriv");
+    if !nix::unistd::geteuid().is_root() {
+        println!("skipped: as_process_1_of_a_container: only root can make a PID namespace");
+        return;
+    }
+    // What loses its parent, and ends: for as long as anything is left unreaped this goes on.
+    let orphans = "for n in 1 2 3; do (sh -c 'sleep 0.0$0' $n &); done
+        while grep -qsx sleep /proc/[0-9]*/comm; do read -r _ _ </proc/uptime; done
+        while grep -qs '^State:.Z' /proc/[0-9]*/status; do read -r _ _ </proc/uptime; done
+        kill -SEGV $$";
+    let filter = scene.run_after(&container, "criu-run").args(["--image", "x", "--", "sh", "-c"]);
+    let finished = filter.arg(orphans).start().finish();
+    assert_eq!(finished.status.code(), Some(139), "{}", said(&finished));
+    scene.must_leave_nothing();
+}
+
+#[test]
 fn a_restored_program_is_waited_for_if_criu_restore_is_killed() {
     let scene = with_image("job.img");
     let running = counting(&scene, &["--image", "job.img"]).start();
@@ -554,8 +573,8 @@ fn a_program_is_not_lost_when_criu_run_is_killed_at_any_step() {
             let mut hold = Hold::started_elsewhere(scene.path());
             let running = begin(&scene, &hold, restores, Some(step));
             scene.wait_for_step(step);
-            running.signal(Signal::SIGKILL);
-            running.finish();
+            // By SIGKILL.
+            drop(running);
             must_not_be_lost(&scene, &mut hold, &format!("restores: {restores}, {step}"));
         }
     }
@@ -578,8 +597,8 @@ fn a_program_is_not_lost_when_criu_run_is_killed_at_any_moment() {
         let mut hold = Hold::started_elsewhere(scene.path());
         let running = begin(&scene, &hold, restores, None);
         std::thread::sleep(later);
-        let _ = kill(running.pid(), Signal::SIGKILL);
-        running.finish();
+        // By SIGKILL.
+        drop(running);
         println!("{case}");
         must_not_be_lost(&scene, &mut hold, &case);
     }
