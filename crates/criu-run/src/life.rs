@@ -171,6 +171,8 @@ struct Outcome {
     result: String,
     process: Option<i32>,
     #[serde(default)]
+    pid_namespace: bool,
+    #[serde(default)]
     bytes: u64,
     #[serde(default)]
     frozen_millis: u64,
@@ -302,7 +304,7 @@ impl Life {
             self.restoring = false;
             self.turn = None;
             self.root = outcome.process.map(Pid::from_raw);
-            self.stand.is_init = self.root.is_some_and(program::is_init);
+            self.stand.is_init = outcome.pid_namespace;
             self.last_snapshot = Instant::now();
             self.teller.tell(&Event::Restored {
                 process: outcome.process.unwrap_or(0),
