@@ -96,5 +96,6 @@ fn output_to_a_terminal_is_complete() {
     let terminal = wait_for("a terminal", open);
     arrives("to_a_terminal", read, &terminal.into(), true);
     socat.kill().expect("kill socat");
-    socat.wait().expect("reap socat");
+    // Another test may have reaped it.
+    let _ = socat.wait();
 }

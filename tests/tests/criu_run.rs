@@ -93,7 +93,7 @@ fn wrong_usage_starts_nothing() {
         assert_eq!(finished.status.code(), Some(2), "{arguments:?}: {}", said(&finished));
         assert!(said(&finished).contains(words), "{arguments:?}: {}", said(&finished));
     }
-    let with_pipe = format!("{ALONE}").replace("[ \"$(id", "exec 5< <(sleep 0)\n[ \"$(id");
+    let with_pipe = ALONE.replace("[ \"$(id", "exec 5< <(sleep 0)\n[ \"$(id");
     let filter = scene.run_after(&with_pipe, "criu-run");
     let finished = filter.args(["--image", "x", "--", "touch", "started"]).start().finish();
     assert_eq!(finished.status.code(), Some(2), "{}", said(&finished));
