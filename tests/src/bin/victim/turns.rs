@@ -7,6 +7,9 @@ use std::time::Duration;
 
 use crate::Fault;
 
+/// Between two numbers.
+const PAUSE: Duration = Duration::from_millis(10);
+
 /// So many threads print 1, 2, 3, … in turn, up to the last number, a line each: a thread waits
 /// until the number before its own has been printed.
 pub(crate) fn turns(threads: u32, last: u32) -> Result<(), Fault> {
@@ -30,8 +33,8 @@ pub(crate) fn turns(threads: u32, last: u32) -> Result<(), Fault> {
                     }
                     *next += 1;
                     turn.notify_all();
-                    drop(next);
-                    sleep(Duration::from_millis(5));
+                    // While it is its turn.
+                    sleep(PAUSE);
                 }
             });
         }
