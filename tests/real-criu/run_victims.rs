@@ -63,8 +63,8 @@ fn an_evicted_program_with_threads_goes_on() {
     // Four threads take turns: each waits for the number before its own.
     let program = program("victim");
     let script =
-        format!("--image job.img --network-lock skip -- {} turns 4 2000", program.display());
-    evict(&bench, &script, 3, 2000, 0);
+        format!("--image job.img --network-lock skip -- {} turns 4 1000", program.display());
+    evict(&bench, &script, 3, 1000, 0);
 }
 
 #[test]
