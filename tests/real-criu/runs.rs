@@ -12,9 +12,8 @@ use std::os::unix::process::ExitStatusExt;
 
 use crate::bench::{Bench, pid_of, program, programs, wait_for};
 
-/// Counts, a line each; ends with status 7 after so many.
-pub(crate) const COUNT: &str =
-    r#"n=0; while [ $n -lt "$0" ]; do n=$((n + 1)); echo $n; sleep 0.02; done; exit 7"#;
+/// Counts, a line each; ends with status 7 after so many, or when there is a file `go`.
+pub(crate) const COUNT: &str = r#"n=0; while [ $n -lt "$0" ] && [ ! -e go ]; do n=$((n + 1)); echo $n; sleep 0.02; done; exit 7"#;
 
 /// A `criu-run` in the scratch directory, whose output goes to `out` and whose messages go to `err`.
 pub(crate) struct Run {
@@ -93,16 +92,17 @@ pub(crate) fn wait_until(bench: &Bench, count: u32) {
 #[test]
 fn a_program_that_is_evicted_again_and_again_does_its_work_once() {
     let Some(bench) = Bench::set_up("evicted") else { return };
-    let script = format!("--image job.img --network-lock skip -- sh -c '{COUNT}' 900");
+    let script = format!("--image job.img --network-lock skip -- sh -c '{COUNT}' 100000");
     for round in 1..=20 {
         let mut run = Run::start(&bench, &script);
         counts_on(&bench);
         run.signal(Signal::SIGTERM);
         assert_eq!(run.ends().code(), Some(75), "round {round}: {}", messages(&bench));
     }
+    fs::write(bench.scratch().join("go"), "").expect("let it end");
     let mut run = Run::start(&bench, &script);
     assert_eq!(run.ends().code(), Some(7), "{}", messages(&bench));
-    let expected: Vec<u32> = (1..=900).collect();
+    let expected: Vec<u32> = (1..=lines(&bench).len() as u32).collect();
     assert_eq!(lines(&bench), expected, "a line is lost or doubled");
     assert!(!bench.scratch().join("job.img.new").exists());
 }
