@@ -36,7 +36,9 @@ completions := $(built)/completions
 # What `make install` puts where, by name; `make uninstall` removes the same.
 pages := $(wildcard man/*.1 man/*.5 man/*.7)
 # With their folders, as they refer to each other.
-documents := $(wildcard README.md SECURITY.md CHANGELOG.md LICENSE docs/*.md docs/figures/*.svg contrib/sysctl.d/*.conf)
+documents := $(wildcard README.md SECURITY.md CHANGELOG.md LICENSE docs/*.md docs/figures/*.svg \
+    contrib/eviction-watch contrib/kubernetes/*.yaml contrib/sysctl.d/*.conf contrib/systemd/*.service)
+document_directories := docs/figures/ docs/ contrib/kubernetes/ contrib/sysctl.d/ contrib/systemd/ contrib/
 
 .PHONY: all completions bench bench-plot demo check check-quick check-dependencies check-kernels check-load check-packages fault-matrix fuzz install install-strip uninstall dist deb rpm clean
 
@@ -119,7 +121,7 @@ uninstall:
 	rm -f $(filters:%="$(DESTDIR)$(BASHCOMPDIR)/%") $(filters:%="$(DESTDIR)$(ZSHCOMPDIR)/_%") \
 	    $(filters:%="$(DESTDIR)$(FISHCOMPDIR)/%.fish")
 	rm -f $(foreach page,$(notdir $(pages)),"$(DESTDIR)$(MANDIR)/man$(subst .,,$(suffix $(page)))/$(page)")
-	for dir in $(patsubst %/,"$(DESTDIR)$(DOCDIR)/%",docs/figures/ docs/ contrib/sysctl.d/ contrib/) \
+	for dir in $(patsubst %/,"$(DESTDIR)$(DOCDIR)/%",$(document_directories)) \
 	    "$(DESTDIR)$(DOCDIR)"; do \
 	    [ ! -d "$$dir" ] || rmdir --ignore-fail-on-non-empty "$$dir"; \
 	done

@@ -10,42 +10,28 @@ use nix::sys::wait::{WaitPidFlag, waitpid};
 use nix::unistd::Pid;
 use std::os::unix::process::ExitStatusExt;
 
-use tests::pipeline::command;
-
 use crate::bench::{Bench, pid_of, program, programs, wait_for};
 
-/// Counts, a line each; ends with status 7 after so many.
-const COUNT: &str =
-    r#"n=0; while [ $n -lt "$0" ]; do n=$((n + 1)); echo $n; sleep 0.02; done; exit 7"#;
+/// Counts, a line each; ends with status 7 after so many, or when there is a file `go`.
+pub(crate) const COUNT: &str = r#"n=0; while [ $n -lt "$0" ] && [ ! -e go ]; do n=$((n + 1)); echo $n; sleep 0.02; done; exit 7"#;
 
 /// A `criu-run` in the scratch directory, whose output goes to `out` and whose messages go to `err`.
-struct Run {
-    child: Child,
+pub(crate) struct Run {
+    pub(crate) child: Child,
 }
 
 impl Run {
     /// Starts it by a shell: `script` is what follows `criu-run`.
-    fn start(bench: &Bench, script: &str) -> Run {
-        // The program may have no descriptor that connects it with others.
-        let close = "for fd in /proc/self/fd/*; do fd=${fd##*/}; \
-                     [ $fd -lt 3 ] || eval \"exec $fd>&-\"; done 2>/dev/null";
-        let script = format!("{close}; exec criu-run {script} >>out 2>>err");
-        let child = command("bash")
-            .args(["-c", &script])
-            .current_dir(bench.scratch())
-            .env("PATH", path())
-            .env("CRIU", std::env::var_os("CRIU").unwrap_or_else(|| "criu".into()))
-            .stdin(Stdio::null())
-            .spawn()
-            .expect("start criu-run");
-        Run { child }
+    pub(crate) fn start(bench: &Bench, script: &str) -> Run {
+        let child = shell(bench, &format!("exec criu-run {script} >>out 2>>err")).spawn();
+        Run { child: child.expect("start criu-run") }
     }
 
-    fn signal(&self, signal: Signal) {
+    pub(crate) fn signal(&self, signal: Signal) {
         kill(pid_of(&self.child), signal).expect("send a signal");
     }
 
-    fn ends(&mut self) -> ExitStatus {
+    pub(crate) fn ends(&mut self) -> ExitStatus {
         wait_for("the end of criu-run", || self.child.try_wait().expect("wait for criu-run"))
     }
 }
@@ -65,37 +51,58 @@ impl Drop for Run {
     }
 }
 
+/// A script for `bash`, in the scratch directory, that finds the programs and CRIU.
+pub(crate) fn shell(bench: &Bench, script: &str) -> Command {
+    // The program may have no descriptor that connects it with others.
+    let close = "for fd in /proc/self/fd/*; do fd=${fd##*/}; \
+                 [ $fd -lt 3 ] || eval \"exec $fd>&-\"; done 2>/dev/null";
+    let mut command = tests::pipeline::command("bash");
+    command
+        .args(["-c", &format!("{close}; {script}")])
+        .current_dir(bench.scratch())
+        .env("PATH", path())
+        .env("CRIU", std::env::var_os("CRIU").unwrap_or_else(|| "criu".into()))
+        .stdin(Stdio::null());
+    command
+}
+
 fn path() -> String {
     format!("{}:{}", programs().display(), std::env::var("PATH").unwrap_or_default())
 }
 
-fn lines(bench: &Bench) -> Vec<u32> {
+pub(crate) fn lines(bench: &Bench) -> Vec<u32> {
     let text = fs::read_to_string(bench.scratch().join("out")).unwrap_or_default();
     text.lines().map(|line| line.parse().expect("a number")).collect()
 }
 
-fn messages(bench: &Bench) -> String {
+pub(crate) fn messages(bench: &Bench) -> String {
     fs::read_to_string(bench.scratch().join("err")).unwrap_or_default()
 }
 
+/// Waits until the program has counted on by some: it runs.
+pub(crate) fn counts_on(bench: &Bench) {
+    wait_until(bench, lines(bench).last().copied().unwrap_or(0) + 3);
+}
+
 /// Waits until the program has counted so far.
-fn wait_until(bench: &Bench, count: u32) {
+pub(crate) fn wait_until(bench: &Bench, count: u32) {
     wait_for("the count", || (lines(bench).last() >= Some(&count)).then_some(()));
 }
 
 #[test]
 fn a_program_that_is_evicted_again_and_again_does_its_work_once() {
     let Some(bench) = Bench::set_up("evicted") else { return };
-    let script = format!("--image job.img --network-lock skip -- sh -c '{COUNT}' 400");
+    let script = format!("--image job.img --network-lock skip -- sh -c '{COUNT}' 100000");
     for round in 1..=20 {
         let mut run = Run::start(&bench, &script);
-        wait_until(&bench, round * 10);
+        counts_on(&bench);
         run.signal(Signal::SIGTERM);
         assert_eq!(run.ends().code(), Some(75), "round {round}: {}", messages(&bench));
     }
+    fs::write(bench.scratch().join("go"), "").expect("let it end");
     let mut run = Run::start(&bench, &script);
     assert_eq!(run.ends().code(), Some(7), "{}", messages(&bench));
-    let expected: Vec<u32> = (1..=400).collect();
+    let expected: Vec<u32> = (1..=lines(&bench).len() as u32).collect();
     assert_eq!(lines(&bench), expected, "a line is lost or doubled");
     assert!(!bench.scratch().join("job.img.new").exists());
 }
@@ -132,19 +139,20 @@ fn what_cannot_be_known_starts_nothing() {
     let Some(bench) = Bench::set_up("cannot_be_known") else { return };
     fs::write(bench.scratch().join("broken.img"), "no image").expect("write an image");
     let cases = [
-        ("--image broken.img", "not restored"),
-        ("--image no-such/job.img", "no such directory"),
+        (123, "--image broken.img", "not restored"),
+        (124, "--image no-such/job.img", "no such directory"),
         (
+            124,
             "--save cat --load true --exists 'exit 255'",
             "the command of --exists failed (status 255)",
         ),
-        ("--save cat --load 'exit 3'", "the command of --load failed (status 3)"),
-        ("--save cat --load 'echo x; exit 3'", "not restored"),
+        (124, "--save cat --load 'exit 3'", "the command of --load failed (status 3)"),
+        (123, "--save cat --load 'echo x; exit 3'", "not restored"),
     ];
-    for (options, words) in cases {
+    for (code, options, words) in cases {
         let _ = fs::remove_file(bench.scratch().join("err"));
         let status = Run::start(&bench, &format!("{options} -- sh -c 'echo 1'")).ends();
-        assert_eq!(status.code(), Some(125), "{options}: {}", messages(&bench));
+        assert_eq!(status.code(), Some(code), "{options}: {}", messages(&bench));
         assert!(messages(&bench).contains(words), "{options}: {}", messages(&bench));
         assert!(lines(&bench).is_empty(), "{options}: the program was started");
     }
@@ -273,7 +281,7 @@ fn waiting_for_the_end_of_a_restored_program_costs_nothing() {
 }
 
 /// The processes below this one.
-fn children(pid: Pid) -> Vec<Pid> {
+pub(crate) fn children(pid: Pid) -> Vec<Pid> {
     let list = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
     let pids = list.split_whitespace().map(|pid| Pid::from_raw(pid.parse().expect("a number")));
     pids.flat_map(|pid| [vec![pid], children(pid)].concat()).collect()

@@ -23,7 +23,8 @@ const LOOK: Duration = Duration::from_millis(2);
 #[derive(Debug)]
 pub struct Hold {
     file: PathBuf,
-    root: Child,
+    /// The process that was started here, if one was.
+    root: Option<Child>,
     connection: Option<TcpStream>,
 }
 
@@ -54,14 +55,20 @@ impl Hold {
         victim.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         let root = victim.spawn().expect("start the victim");
         let connection = listener.map(|listener| listener.accept().expect("it connects").0);
-        let hold = Hold { file, root, connection };
+        let hold = Hold { file, root: Some(root), connection };
         hold.must_run();
         hold
     }
 
+    /// One that somebody else starts in this directory, as `victim hold held MEGABYTES`.
+    pub fn started_elsewhere(directory: &Path) -> Hold {
+        prctl::set_child_subreaper(true).expect("become a subreaper");
+        Hold { file: directory.join("held"), root: None, connection: None }
+    }
+
     /// The process that was started here.
     pub fn pid(&self) -> i32 {
-        self.root.id() as i32
+        self.root.as_ref().expect("it was started here").id() as i32
     }
 
     /// What is seen of it by now, waiting until that is clear.
@@ -112,10 +119,11 @@ impl Hold {
 
     /// Reaps it once it is gone, so that its id is free.
     pub fn reap(&mut self) {
-        let pid = self.pid();
+        let started = self.root.as_ref().map(|root| root.id() as i32);
+        let Some(pid) = started.or_else(|| Some(self.seen()?.0)) else { return };
         let deadline = Instant::now() + PATIENCE;
         while self.copies().is_empty() && Path::new(&format!("/proc/{pid}")).exists() {
-            let _ = self.root.try_wait();
+            let _ = self.root.as_mut().map(Child::try_wait);
             let _ = waitpid(Pid::from_raw(pid), Some(WaitPidFlag::WNOHANG));
             if Instant::now() >= deadline {
                 return;
@@ -194,6 +202,6 @@ fn is_there(pid: i32) -> bool {
 impl Drop for Hold {
     fn drop(&mut self) {
         self.kill();
-        let _ = self.root.wait();
+        let _ = self.root.as_mut().map(Child::wait);
     }
 }

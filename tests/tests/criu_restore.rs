@@ -261,6 +261,7 @@ fn the_result_is_told_in_json_where_it_is_wanted() {
     assert_eq!(json["process"], hold.must_run());
     assert!(json["bytes"].as_u64().is_some_and(|bytes| bytes > (MEGABYTES << 20) as u64));
     assert!(json["duration_millis"].is_u64());
+    assert_eq!(json["pid_namespace"], false);
 }
 
 #[test]

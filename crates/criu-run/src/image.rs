@@ -1,9 +1,13 @@
 //! Where the image is kept: whether there is one, and the commands that store and fetch it.
 
+use crate::signals::Signals;
+use nix::sys::signal::{Signal, killpg};
+use nix::unistd::Pid;
 use std::fmt;
 use std::io::{self, ErrorKind, Read};
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
-use std::process::{ExitStatus, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use supervise::family::HasEnded;
 use supervise::shell::{Part, Shell};
 
@@ -32,6 +36,8 @@ pub(crate) enum Unknown {
     Directory(PathBuf),
     Command(&'static str, ExitStatus),
     System(&'static str, io::Error),
+    /// A signal has come that asks for the end.
+    Signal(Signal),
 }
 
 impl Image {
@@ -63,8 +69,13 @@ impl Image {
         Image { save, load, how_to_see }
     }
 
-    /// Whether there is one.
-    pub(crate) fn exists(&self, shell: &Shell, shards: usize) -> Result<bool, Unknown> {
+    /// Whether there is one. A signal that asks for the end is answered meanwhile.
+    pub(crate) fn exists(
+        &self,
+        shell: &Shell,
+        shards: usize,
+        signals: &Signals,
+    ) -> Result<bool, Unknown> {
         match &self.how_to_see {
             HowToSee::File(path) => match path.metadata() {
                 Ok(_) => Ok(true),
@@ -80,38 +91,98 @@ impl Image {
             HowToSee::Command(command) => {
                 let mut command = shell.command(command, whole(), &[0, 1]);
                 command.stdin(Stdio::null()).stdout(Stdio::null());
-                let status =
-                    command.status().map_err(|error| Unknown::System("--exists", error))?;
+                let mut asked = Asked::start("--exists", command, signals)?;
+                let status = asked.end()?;
                 match status.code() {
                     Some(0) => Ok(true),
                     Some(1) => Ok(false),
                     _ => Err(Unknown::Command("--exists", status)),
                 }
             }
-            HowToSee::Load => self.loads_something(shell, shards),
+            HowToSee::Load => self.loads_something(shell, shards, signals),
         }
     }
 
     /// Begins to load. What writes nothing and succeeds has nothing.
-    fn loads_something(&self, shell: &Shell, shards: usize) -> Result<bool, Unknown> {
-        let system = |error| Unknown::System("--load", error);
+    fn loads_something(
+        &self,
+        shell: &Shell,
+        shards: usize,
+        signals: &Signals,
+    ) -> Result<bool, Unknown> {
         let part = Part { shard: (shards > 1).then_some((0, shards)), image: None, parent: None };
         let mut command = shell.command(&self.load, part, &[0, 1]);
         command.stdin(Stdio::null()).stdout(Stdio::piped());
-        let mut child = command.spawn().map_err(system)?;
-        let mut byte = [0];
-        let something = match &mut child.stdout.take() {
-            Some(output) => output.read(&mut byte).map_err(system)? > 0,
-            None => false,
-        };
-        if something {
-            let _ = child.kill();
-            child.wait().map_err(system)?;
+        let mut asked = Asked::start("--load", command, signals)?;
+        if asked.writes_something()? {
             return Ok(true);
         }
-        match child.wait().map_err(system)? {
+        match asked.end()? {
             status if status.success() => Ok(false),
             status => Err(Unknown::Command("--load", status)),
+        }
+    }
+}
+
+/// A command that is asked whether there is an image; dropped, it is ended, with all of its session.
+struct Asked<'a> {
+    option: &'static str,
+    child: Child,
+    signals: &'a Signals,
+}
+
+impl Asked<'_> {
+    fn start<'a>(
+        option: &'static str,
+        mut command: Command,
+        signals: &'a Signals,
+    ) -> Result<Asked<'a>, Unknown> {
+        let child = command.spawn().map_err(|error| Unknown::System(option, error))?;
+        Ok(Asked { option, child, signals })
+    }
+
+    /// Whether a byte comes out of it before the end of its output.
+    fn writes_something(&mut self) -> Result<bool, Unknown> {
+        let Some(mut output) = self.child.stdout.take() else { return Ok(false) };
+        loop {
+            let is_readable = self.wait(Some(&output))?;
+            match output.read(&mut [0]) {
+                _ if !is_readable => {}
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                read => return Ok(read.map_err(|error| self.failed(error))? > 0),
+            }
+        }
+    }
+
+    fn end(&mut self) -> Result<ExitStatus, Unknown> {
+        loop {
+            if let Some(status) = self.child.try_wait().map_err(|error| self.failed(error))? {
+                return Ok(status);
+            }
+            self.wait(None::<&std::process::ChildStdout>)?;
+        }
+    }
+
+    /// Waits for a signal, such as that of its end, or until this can be read: then it is `true`.
+    fn wait(&self, output: Option<&impl AsFd>) -> Result<bool, Unknown> {
+        let is_readable = self.signals.wait_with(output).map_err(|error| self.failed(error))?;
+        match self.signals.taken().into_iter().find(|signal| self.signals.asks_for_end(*signal)) {
+            Some(signal) => Err(Unknown::Signal(signal)),
+            None => Ok(is_readable),
+        }
+    }
+
+    fn failed(&self, error: io::Error) -> Unknown {
+        Unknown::System(self.option, error)
+    }
+}
+
+impl Drop for Asked<'_> {
+    fn drop(&mut self) {
+        if let Ok(None) = self.child.try_wait() {
+            // It leads a session.
+            let _ = killpg(Pid::from_raw(self.child.id() as i32), Signal::SIGKILL);
+            let _ = self.child.wait();
         }
     }
 }
@@ -139,6 +210,7 @@ impl fmt::Display for Unknown {
             Unknown::System(option, error) => {
                 write!(f, "the command of {option}: {}", pipe_io::reason(error))
             }
+            Unknown::Signal(signal) => write!(f, "{signal}"),
         }
     }
 }
@@ -149,6 +221,10 @@ impl std::error::Error for Unknown {}
 mod tests {
     use super::*;
 
+    fn exists(image: &Image) -> Result<bool, Unknown> {
+        image.exists(&Shell::Sh, 1, &Signals::take(Signal::SIGTERM).unwrap())
+    }
+
     #[test]
     fn a_name_with_quotes_is_a_name() {
         assert_eq!(quote("it's"), r"'it'\''s'");
@@ -157,13 +233,13 @@ mod tests {
     #[test]
     fn nothing_is_known_of_a_directory_that_is_not_there() {
         let image = Image::in_file(Path::new("/no/such/directory/x.img"));
-        assert!(matches!(image.exists(&Shell::Sh, 1), Err(Unknown::Directory(_))));
+        assert!(matches!(exists(&image), Err(Unknown::Directory(_))));
     }
 
     #[test]
     fn a_status_other_than_0_and_1_is_no_answer() {
         let exists = |command: &str| {
-            Image::behind(String::new(), String::new(), Some(command.into())).exists(&Shell::Sh, 1)
+            exists(&Image::behind(String::new(), String::new(), Some(command.into())))
         };
         assert!(exists("true").unwrap());
         assert!(!exists("exit 1").unwrap());
@@ -172,9 +248,7 @@ mod tests {
 
     #[test]
     fn nothing_to_load_is_no_image_and_a_failure_is_no_answer() {
-        let exists = |command: &str| {
-            Image::behind(String::new(), command.into(), None).exists(&Shell::Sh, 1)
-        };
+        let exists = |command: &str| exists(&Image::behind(String::new(), command.into(), None));
         assert!(exists("yes").unwrap());
         assert!(!exists("true").unwrap());
         assert!(matches!(exists("exit 1"), Err(Unknown::Command(..))));

@@ -1,14 +1,15 @@
 //! The life of a program: started or restored, checkpointed now and then, and ended.
 
+use crate::image::Unknown;
 use crate::program::{self, StandardDescriptors};
 use crate::report::{Event, Figures, Teller};
+use crate::signals::Signals;
 use crate::usage::Plan;
 use crate::{NAME, OnFailure};
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 use nix::sys::prctl;
-use nix::sys::signal::{SigSet, Signal, kill};
-use nix::sys::signalfd::{SfdFlags, SignalFd};
+use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use pipe_io::pipe::Pipe;
 use pipe_io::poll::{self, PollFd, PollFlags};
@@ -23,11 +24,17 @@ use std::process::{Command, ExitCode, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 use supervise::family::HasEnded;
 use supervise::filters::{self, lending};
+use supervise::ids;
 use supervise::shell::Shell;
+use supervise::tree::{State, Tree};
 
 /// The exit status when `criu-run` itself has failed, and the program was not started: that of
 /// `timeout` and `env`.
 pub(crate) const OWN_FAILURE: u8 = 125;
+/// When it cannot be known whether there is an image: later, it may be.
+const UNKNOWN: u8 = 124;
+/// When there is an image, and it was not restored.
+const NOT_RESTORED: u8 = 123;
 
 /// How long the last output, and the commands of events, are waited for.
 const LAST: Duration = Duration::from_secs(5);
@@ -36,13 +43,13 @@ const LAST: Duration = Duration::from_secs(5);
 pub(crate) fn live(plan: Plan) -> ExitCode {
     process::keep_statuses_of_children();
     let voice = plan.voice;
-    let fail = |reason: String| {
+    let fail = |status: u8, reason: String| {
         voice.last(reason);
-        ExitCode::from(OWN_FAILURE)
+        ExitCode::from(status)
     };
     for name in ["criu-checkpoint", "criu-restore"] {
         if filters::path_of(name).is_none() {
-            return fail(format!("{name}: not found"));
+            return fail(OWN_FAILURE, format!("{name}: not found"));
         }
     }
     if let Err(error) = program::check_descriptors() {
@@ -50,19 +57,24 @@ pub(crate) fn live(plan: Plan) -> ExitCode {
     }
     // As process 1 of a container, and for what a program without a namespace leaves behind.
     let _ = prctl::set_child_subreaper(true);
+    let signals = match Signals::take(plan.checkpoint_on) {
+        Ok(signals) => signals,
+        Err(error) => return fail(OWN_FAILURE, pipe_io::reason(&error)),
+    };
     let shell = Shell::find();
     let exists = match plan.fresh {
         true => Ok(false),
-        false => plan.image.exists(&shell, plan.shards.get()),
+        false => plan.image.exists(&shell, plan.shards.get(), &signals),
     };
     let exists = match exists {
         Ok(exists) => exists,
-        Err(unknown) => return fail(unknown.to_string()),
+        Err(Unknown::Signal(signal)) => return end_before_start(&plan, signal),
+        Err(unknown) => return fail(UNKNOWN, unknown.to_string()),
     };
-    let signals = match take_signals() {
-        Ok(signals) => signals,
-        Err(error) => return fail(pipe_io::reason(&error)),
-    };
+    if exists {
+        // What we start from here on may live as long as the program.
+        ids::stay_out_of_the_way();
+    }
     let teller = Teller {
         voice,
         json: plan.json,
@@ -81,27 +93,15 @@ pub(crate) fn live(plan: Plan) -> ExitCode {
     }
 }
 
-/// All signals that have a name, but those that say that this program itself is wrong, or that stop
-/// and continue it.
-fn take_signals() -> io::Result<SignalFd> {
-    let mut signals = SigSet::all();
-    for signal in [
-        Signal::SIGSEGV,
-        Signal::SIGBUS,
-        Signal::SIGFPE,
-        Signal::SIGILL,
-        Signal::SIGABRT,
-        Signal::SIGTRAP,
-        Signal::SIGSYS,
-        Signal::SIGTSTP,
-        Signal::SIGTTIN,
-        Signal::SIGTTOU,
-        Signal::SIGPIPE,
-    ] {
-        signals.remove(signal);
+/// Nothing has been started: by the signal for a checkpoint this ends as after one, as there is
+/// nothing that is not in the image.
+fn end_before_start(plan: &Plan, signal: Signal) -> ExitCode {
+    plan.voice.last_unless_quiet(format_args!("{signal}: nothing was started"));
+    if signal != plan.checkpoint_on {
+        process::die_of(signal);
+        return ExitCode::from((128 + signal as i32) as u8);
     }
-    signals.thread_block()?;
-    Ok(SignalFd::with_flags(&signals, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?)
+    ExitCode::from(plan.checkpointed_status)
 }
 
 /// Who stands for the program: who gets its signals, and whose end is its end.
@@ -114,7 +114,7 @@ struct Stand {
 struct Life {
     plan: Plan,
     teller: Teller,
-    signals: SignalFd,
+    signals: Signals,
     stand: Stand,
     /// The root of the tree, when it is known: after a restore, when that is done.
     root: Option<Pid>,
@@ -161,6 +161,8 @@ struct Checkpoint {
     snapshot: bool,
     /// Its result, when it has come.
     result: Option<Outcome>,
+    /// How it has ended. If it was killed, its other process still writes a result.
+    ended: Option<ExitStatus>,
 }
 
 /// The result of criu-checkpoint or criu-restore.
@@ -169,9 +171,13 @@ struct Outcome {
     result: String,
     process: Option<i32>,
     #[serde(default)]
+    pid_namespace: bool,
+    #[serde(default)]
     bytes: u64,
     #[serde(default)]
     frozen_millis: u64,
+    #[serde(default)]
+    duration_millis: u64,
     cause: Option<String>,
 }
 
@@ -179,7 +185,7 @@ impl Life {
     fn begin(
         plan: Plan,
         mut teller: Teller,
-        signals: SignalFd,
+        signals: Signals,
         exists: bool,
     ) -> Result<Life, (u8, String)> {
         let descriptors = StandardDescriptors::prepare();
@@ -198,8 +204,11 @@ impl Life {
             let started = program::start(&plan.program, descriptors)
                 .map_err(|error| (error.exit_status(), error.to_string()))?;
             teller.tell(&Event::Started { process: started.root.as_raw() });
-            if !started.has_namespace {
-                teller.voice.note("no PID namespace: the program's ids must be free at a restore");
+            if !started.has_namespace && !plan.quiet {
+                teller.voice.say(format_args!(
+                    "no PID namespace: process ids from {} on must be free at a restore",
+                    started.root
+                ));
             }
             let stand = Stand { pid: started.root, is_init: started.has_namespace };
             (stand, Some(started.root), None)
@@ -225,7 +234,7 @@ impl Life {
     fn run(mut self) -> ExitCode {
         loop {
             self.wait();
-            for signal in self.taken_signals() {
+            for signal in self.signals.taken() {
                 self.take_signal(signal);
             }
             self.hear();
@@ -248,14 +257,6 @@ impl Life {
         if poll::wait_for(&mut fds, limit).is_err() {
             std::thread::sleep(Duration::from_millis(100));
         }
-    }
-
-    fn taken_signals(&self) -> Vec<Signal> {
-        let mut signals = Vec::new();
-        while let Ok(Some(taken)) = self.signals.read_signal() {
-            signals.extend(Signal::try_from(taken.ssi_signo as i32));
-        }
-        signals
     }
 
     fn take_signal(&mut self, signal: Signal) {
@@ -303,10 +304,13 @@ impl Life {
             self.restoring = false;
             self.turn = None;
             self.root = outcome.process.map(Pid::from_raw);
-            self.stand.is_init = self.root.is_some_and(program::is_init);
+            self.stand.is_init = outcome.pid_namespace;
             self.last_snapshot = Instant::now();
-            let process = outcome.process.unwrap_or(0);
-            self.teller.tell(&Event::Restored { process });
+            self.teller.tell(&Event::Restored {
+                process: outcome.process.unwrap_or(0),
+                bytes: outcome.bytes,
+                duration_millis: outcome.duration_millis,
+            });
         }
     }
 
@@ -314,25 +318,40 @@ impl Life {
         self.relays.retain(|relay| *relay != pid);
         self.teller.running.retain(|command| *command != pid);
         if pid == self.stand.pid {
-            self.ended = Some(status);
-        } else if self.checkpoint.as_ref().is_some_and(|it| it.pid == pid) {
+            match self.root.filter(|root| *root != pid && is_running(*root)) {
+                // criu-restore was killed. The program has become a child of ours, or will be one
+                // when what was beside criu-restore has ended too.
+                Some(root) => self.stand.pid = root,
+                None => self.ended = Some(status),
+            }
+        } else if let Some(checkpoint) = self.checkpoint.as_mut().filter(|it| it.pid == pid) {
+            checkpoint.ended = Some(status);
             // Its result may have come with its end.
             self.hear();
-            if let Some(checkpoint) = self.checkpoint.take() {
-                self.result = None;
-                self.take_checkpoint(checkpoint, status);
-            }
         }
+    }
+
+    /// A checkpoint that has ended, and has no more to say.
+    fn ended_checkpoint(&mut self) -> Option<(Checkpoint, ExitStatus)> {
+        let checkpoint = self.checkpoint.as_ref()?;
+        let status = checkpoint.ended?;
+        // Killed, it may have left another process that still holds the program.
+        let is_told = status.code().is_some() || checkpoint.result.is_some();
+        if !is_told && self.result.is_some() {
+            return None;
+        }
+        self.result = None;
+        Some((self.checkpoint.take()?, status))
     }
 
     fn take_checkpoint(&mut self, checkpoint: Checkpoint, status: ExitStatus) {
         let outcome = checkpoint.result;
-        let figures = outcome.as_ref().map_or_else(Figures::default, |it| Figures {
-            bytes: it.bytes,
-            frozen_millis: it.frozen_millis,
-        });
+        let figures = outcome
+            .as_ref()
+            .map_or_else(Figures::default, |it| Figures::new(it.bytes, it.frozen_millis));
         self.last_snapshot = Instant::now();
-        match (status.success(), checkpoint.snapshot) {
+        let success = status.success() || outcome.as_ref().is_some_and(|it| it.result == "done");
+        match (success, checkpoint.snapshot) {
             (true, true) => self.teller.tell(&Event::Snapshot(figures)),
             (true, false) => {
                 self.teller.tell(&Event::Checkpointed(figures));
@@ -366,6 +385,9 @@ impl Life {
 
     /// Begins what is due; the exit status when all is over.
     fn go_on(&mut self) -> Option<ExitCode> {
+        if let Some((checkpoint, status)) = self.ended_checkpoint() {
+            self.take_checkpoint(checkpoint, status);
+        }
         // A checkpoint that goes on says what the program's end means.
         if self.checkpoint.is_some() {
             return None;
@@ -391,7 +413,7 @@ impl Life {
             Ok((pid, result)) => {
                 self.text.clear();
                 self.result = Some(result);
-                self.checkpoint = Some(Checkpoint { pid, snapshot, result: None });
+                self.checkpoint = Some(Checkpoint { pid, snapshot, result: None, ended: None });
             }
             Err(error) => {
                 let cause = pipe_io::reason(&error);
@@ -434,7 +456,7 @@ impl Life {
         self.teller.voice.last(format_args!(
             "not restored: criu-restore {ended}; the image is kept (--fresh starts the program anew)"
         ));
-        ExitCode::from(OWN_FAILURE)
+        ExitCode::from(NOT_RESTORED)
     }
 
     /// The program's exit status, or its signal and the status that a shell shows for that.
@@ -456,13 +478,18 @@ impl Life {
         {
             let mut fds = [PollFd::new(self.signals.as_fd(), PollFlags::POLLIN)];
             let _ = poll::wait_for(&mut fds, Duration::from_millis(50));
-            self.taken_signals();
+            self.signals.taken();
             while let Ok(Some((pid, _))) = process::reap_any() {
                 self.relays.retain(|relay| *relay != pid);
                 self.teller.running.retain(|command| *command != pid);
             }
         }
     }
+}
+
+/// Whether there is such a process, and it has not ended.
+fn is_running(pid: Pid) -> bool {
+    Tree::of(pid).is_some_and(|it| it.state() != State::Gone)
 }
 
 /// A command of this family that is about to be started, and what its result comes out of.

@@ -11,6 +11,7 @@ mod life;
 mod program;
 mod relay;
 mod report;
+mod signals;
 mod usage;
 
 use clap::Parser;

@@ -152,14 +152,6 @@ fn start_init(words: &[OsString], descriptors: StandardDescriptors) -> Result<Pi
     Ok(Pid::from_raw(child.id() as i32))
 }
 
-/// Whether a process is process 1 of a PID namespace below ours.
-pub(crate) fn is_init(pid: Pid) -> bool {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-    let ids = status.lines().find_map(|line| line.strip_prefix("NSpid:")).unwrap_or_default();
-    let ids = ids.split_ascii_whitespace().skip(1);
-    ids.last() == Some("1")
-}
-
 /// Where the file of process 1 is, for a moment.
 pub(crate) const DIRECTORY: &str = "/tmp";
 

@@ -14,7 +14,7 @@ pub(crate) enum Event {
     /// The program was started.
     Started { process: i32 },
     /// The program goes on from its image.
-    Restored { process: i32 },
+    Restored { process: i32, bytes: u64, duration_millis: u64 },
     /// A checkpoint or a snapshot has begun.
     Freezing { snapshot: bool },
     /// A snapshot is safe.
@@ -32,6 +32,15 @@ pub(crate) enum Event {
 pub(crate) struct Figures {
     pub(crate) bytes: u64,
     pub(crate) frozen_millis: u64,
+    /// While it was frozen.
+    pub(crate) bytes_per_second: u64,
+}
+
+impl Figures {
+    pub(crate) fn new(bytes: u64, frozen_millis: u64) -> Figures {
+        let bytes_per_second = bytes.saturating_mul(1000) / frozen_millis.max(1);
+        Figures { bytes, frozen_millis, bytes_per_second }
+    }
 }
 
 /// How events are told.
@@ -82,17 +91,17 @@ impl Teller {
             Event::Started { process } => {
                 self.voice.say(format_args!("started: process {process}"))
             }
-            Event::Restored { process } => {
+            Event::Restored { process, .. } => {
                 self.voice.say(format_args!("goes on from its image: process {process}"));
             }
             Event::Failed { snapshot: true, .. } => {
                 self.voice.say("no snapshot; the one before it counts");
             }
             Event::Failed { snapshot: false, .. } => self.voice.say("no checkpoint"),
-            Event::Freezing { .. }
-            | Event::Snapshot(_)
-            | Event::Checkpointed(_)
-            | Event::Ended { .. } => {}
+            Event::Freezing { snapshot: true } => self.voice.say("snapshot"),
+            Event::Freezing { snapshot: false } => self.voice.say("checkpoint"),
+            Event::Ended { status } => self.voice.say(format_args!("ended: status {status}")),
+            Event::Snapshot(_) | Event::Checkpointed(_) => {}
         }
     }
 

@@ -43,17 +43,20 @@ impl fmt::Display for Taken {
 
 /// The first id of a `pstree.img` that is taken.
 pub(crate) fn first_taken(pstree: &[u8]) -> Option<Taken> {
-    let ids = ids(pstree);
-    // A tree that begins with process 1 brings a PID namespace of its own.
-    if ids.contains(&1) {
+    if has_namespace(pstree) {
         return None;
     }
     let is_taken = |id: &u32| Path::new(&format!("/proc/{id}")).exists();
-    let id = ids.into_iter().find(is_taken)?;
+    let id = ids(pstree).into_iter().find(is_taken)?;
     let by = fs::read_to_string(format!("/proc/{id}/comm")).unwrap_or_default();
     let stat = Stat::of(Pid::from_raw(i32::try_from(id).unwrap_or(0)));
     let is_zombie = stat.is_some_and(|stat| matches!(stat.state, 'Z' | 'X'));
     Some(Taken { id, by: by.trim_end().to_owned(), is_zombie })
+}
+
+/// Whether a tree begins with process 1, and so brings a PID namespace of its own.
+pub(crate) fn has_namespace(pstree: &[u8]) -> bool {
+    ids(pstree).contains(&1)
 }
 
 /// All ids, of threads too. What cannot be understood has none.
@@ -78,7 +81,7 @@ fn ids(pstree: &[u8]) -> BTreeSet<u32> {
 /// In a PID namespace that is not the machine's: has the kernel give high ids to what we start, as
 /// the tree that will be restored here may have any of the low ones. Does nothing where that is not
 /// allowed, or not needed.
-pub(crate) fn stay_out_of_the_way() {
+pub fn stay_out_of_the_way() {
     const LAST_PID: &str = "/proc/sys/kernel/ns_last_pid";
     /// The inode of the machine's own PID namespace, since Linux 3.8.
     const MACHINE: &str = "pid:[4026531836]";

@@ -56,6 +56,8 @@ pub(super) struct Held {
     combined: Option<Tap>,
     /// The processes of the tree, when CRIU may be started as soon as their ids are free.
     ids: Option<(Vec<u8>, Instant)>,
+    /// Whether the tree brings a PID namespace of its own.
+    has_namespace: bool,
     /// What takes the place of the root's standard descriptors, and how CRIU names those.
     inherited: Vec<(OwnedFd, String)>,
     bytes: u64,
@@ -92,6 +94,7 @@ impl Held {
             merged: None,
             combined: None,
             ids: None,
+            has_namespace: false,
             inherited: Vec::new(),
             bytes: 0,
             late,
@@ -353,6 +356,7 @@ impl Held {
     fn look_into_image(&mut self) -> Result<Vec<u8>, Cause> {
         let mut image = Image::open(&self.images(), self.plan.by_directory);
         let pstree = image.read(ids::PSTREE);
+        self.has_namespace = ids::has_namespace(&pstree);
         if self.plan.stdio {
             let mut read = |name: &str| image.read(name);
             let mut images = stdio::Images { pstree: &pstree, read: &mut read };
@@ -569,6 +573,7 @@ impl Held {
                 (false, None) => End::Going,
             },
             process: self.root.map(Pid::as_raw),
+            has_namespace: self.has_namespace,
             bytes: self.bytes,
             memory: self.late,
             duration: self.duration(),

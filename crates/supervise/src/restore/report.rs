@@ -20,6 +20,9 @@ pub(super) struct Report {
     /// The root of the tree, where CRIU has told it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) process: Option<i32>,
+    /// Whether that is process 1 of a PID namespace.
+    #[serde(rename = "pid_namespace")]
+    pub(super) has_namespace: bool,
     pub(super) bytes: u64,
     /// How much memory has come, where it comes when the tree runs.
     #[serde(flatten)]

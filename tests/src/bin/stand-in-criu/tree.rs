@@ -4,9 +4,10 @@ use std::fs;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 
+use nix::errno::Errno;
 use nix::sys::ptrace::{self, Options};
 use nix::sys::signal::{Signal, kill};
-use nix::sys::wait::{WaitPidFlag, waitpid};
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 
 use crate::Fault;
@@ -23,10 +24,14 @@ impl Frozen {
         let mut frozen = Frozen { processes: Vec::new() };
         let mut left = vec![Pid::from_raw(root)];
         while let Some(pid) = left.pop() {
-            let failed = |errno| format!("Unable to seize task {pid}: {errno}");
-            ptrace::seize(pid, Options::empty()).map_err(failed)?;
-            ptrace::interrupt(pid).map_err(failed)?;
-            waitpid(pid, Some(WaitPidFlag::__WALL)).map_err(failed)?;
+            match stop(pid) {
+                Ok(()) => {}
+                // One that was about to end has ended.
+                Err(Errno::ESRCH | Errno::EPERM | Errno::ECHILD) if pid.as_raw() != root => {
+                    continue;
+                }
+                Err(errno) => return Err(format!("Unable to seize task {pid}: {errno}").into()),
+            }
             // Its children are looked for when it can make no more.
             left.extend(children(pid));
             frozen.processes.push(pid);
@@ -47,6 +52,15 @@ impl Frozen {
             let _ = kill(pid, Signal::SIGKILL);
             let _ = waitpid(pid, Some(WaitPidFlag::__WALL));
         }
+    }
+}
+
+fn stop(pid: Pid) -> nix::Result<()> {
+    ptrace::seize(pid, Options::empty())?;
+    ptrace::interrupt(pid)?;
+    match waitpid(pid, Some(WaitPidFlag::__WALL))? {
+        WaitStatus::Exited(..) | WaitStatus::Signaled(..) => Err(Errno::ESRCH),
+        _ => Ok(()),
     }
 }
 

@@ -13,7 +13,9 @@
 //! memory and finds it whole, also after the stand-in for CRIU has restored it. `victim part FILE`
 //! changes a twentieth of its memory when it is told to.
 //!
-//! All make themselves leaders of their own session, with standard input,
+//! `victim turns` prints numbers by several threads, for whoever has started it.
+//!
+//! All others make themselves leaders of their own session, with standard input,
 //! output and error on `/dev/null`: CRIU wants to see nothing of the caller's.
 
 mod change;
@@ -25,6 +27,7 @@ mod member;
 mod part;
 mod stamp;
 mod status;
+mod turns;
 
 use std::fs::OpenOptions;
 use std::net::TcpStream;
@@ -40,6 +43,7 @@ Usage: victim tree DIR [--processes N] [--megabytes N] [--no-tcp] [--undumpable]
        victim hold FILE MEGABYTES [--tcp PORT] [--resume]
        victim part FILE MEGABYTES
        victim stamp FILE MEGABYTES
+       victim turns THREADS LAST
 
 tree   N processes (4 or more; 4 unless said) that hold N megabytes of changing
        heap together (300 unless said). One of them answers on the loopback
@@ -52,7 +56,8 @@ hold   change all of so much memory, verify it, and write its generation to FILE
        again and again; with --tcp, send back what comes from that port
 part   change one page of twenty of so much memory as often as FILE.go appears
 stamp  write a number into all pages of so much memory, one after the other, and
-       then to FILE, and begin again with the next number";
+       then to FILE, and begin again with the next number
+turns  print the numbers up to LAST, a line each, by so many threads in turn";
 
 /// What goes wrong in a process, as it appears in its status file.
 type Fault = Box<dyn std::error::Error + Send + Sync>;
@@ -94,6 +99,10 @@ fn main() -> ExitCode {
                 Err(fault) => Err(fault),
             },
             None => return usage(),
+        },
+        ["turns", threads, last] => match (threads.parse(), last.parse()) {
+            (Ok(threads), Ok(last)) => turns::turns(threads, last),
+            _ => return usage(),
         },
         // Started by `tree` only.
         ["member", rest @ ..] => match member::Member::parse(rest) {
