@@ -4,6 +4,7 @@ use crate::cleanup::{self, Undo};
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
 
 /// A directory of our own.
 #[derive(Debug)]
@@ -21,7 +22,10 @@ impl Scratch {
     }
 
     fn within(parent: &Path, name: &str) -> io::Result<Scratch> {
-        let path = parent.join(format!("csu-bench.{}.{name}", std::process::id()));
+        static MADE: AtomicU32 = AtomicU32::new(0);
+
+        let (process, number) = (std::process::id(), MADE.fetch_add(1, Ordering::Relaxed));
+        let path = parent.join(format!("csu-bench.{process}.{number}.{name}"));
         fs::create_dir(&path)?;
         cleanup::later(Undo::Remove(path.clone()));
         Ok(Scratch(path))

@@ -10,6 +10,7 @@ mod containers;
 mod criu;
 mod pipeline;
 mod stamper;
+mod storm;
 mod victim;
 
 mod cases;
@@ -24,5 +25,7 @@ mod migration;
 mod page_server;
 mod runs;
 mod safety;
+mod services;
 mod serving;
 mod streams;
+mod warm;

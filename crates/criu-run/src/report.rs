@@ -15,6 +15,10 @@ pub(crate) enum Event {
     Started { process: i32 },
     /// The program goes on from its image.
     Restored { process: i32 },
+    /// So much of its memory has come, and is still to come, in bytes.
+    Filling { filled: u64, left: u64 },
+    /// All of its memory is there.
+    Filled { filled: u64, fill_duration_millis: u64 },
     /// A checkpoint or a snapshot has begun.
     Freezing { snapshot: bool },
     /// A snapshot is safe.
@@ -62,7 +66,10 @@ impl Teller {
             (false, false) => self.say(event),
             (false, true) => {}
         }
-        self.run_command(event, &line);
+        // This one comes every second.
+        if !matches!(event, Event::Filling { .. }) {
+            self.run_command(event, &line);
+        }
     }
 
     fn line(&self, event: &Event) -> String {
@@ -89,7 +96,9 @@ impl Teller {
                 self.voice.say("no snapshot; the one before it counts");
             }
             Event::Failed { snapshot: false, .. } => self.voice.say("no checkpoint"),
-            Event::Freezing { .. }
+            Event::Filling { .. }
+            | Event::Filled { .. }
+            | Event::Freezing { .. }
             | Event::Snapshot(_)
             | Event::Checkpointed(_)
             | Event::Ended { .. } => {}
@@ -117,6 +126,8 @@ impl Event {
         match self {
             Event::Started { .. } => "started",
             Event::Restored { .. } => "restored",
+            Event::Filling { .. } => "filling",
+            Event::Filled { .. } => "filled",
             Event::Freezing { .. } => "freezing",
             Event::Snapshot(_) => "snapshot",
             Event::Checkpointed(_) => "checkpointed",

@@ -10,7 +10,8 @@
 //! `victim change DIR MEGABYTES` changes its memory by a rule, and `victim check DIR` tells whether
 //! it is as the rule says. `victim count FILE` only counts, for demonstrations. `victim stamp FILE`
 //! stamps its memory, so that an image shows of which moments it is. `victim hold FILE` changes its
-//! memory and finds it whole, also after the stand-in for CRIU has restored it.
+//! memory and finds it whole, also after the stand-in for CRIU has restored it. `victim walk DIR`
+//! looks at every page of its memory in every order.
 //!
 //! All make themselves leaders of their own session, with standard input,
 //! output and error on `/dev/null`: CRIU wants to see nothing of the caller's.
@@ -23,6 +24,7 @@ mod hold;
 mod member;
 mod stamp;
 mod status;
+mod walk;
 
 use std::fs::OpenOptions;
 use std::net::TcpStream;
@@ -37,6 +39,7 @@ Usage: victim tree DIR [--processes N] [--megabytes N] [--no-tcp] [--undumpable]
        victim count FILE
        victim hold FILE MEGABYTES [--tcp PORT] [--resume]
        victim stamp FILE MEGABYTES
+       victim walk DIR MEGABYTES
 
 tree   N processes (4 or more; 4 unless said) that hold N megabytes of changing
        heap together (300 unless said). One of them answers on the loopback
@@ -48,7 +51,9 @@ count  write a number that rises ten times a second to FILE
 hold   change all of so much memory, verify it, and write its generation to FILE,
        again and again; with --tcp, send back what comes from that port
 stamp  write a number into all pages of so much memory, one after the other, and
-       then to FILE, and begin again with the next number";
+       then to FILE, and begin again with the next number
+walk   four processes with so much memory each, a power of two, that read and
+       write all of it in order and out of order, and write to DIR what they find";
 
 /// What goes wrong in a process, as it appears in its status file.
 type Fault = Box<dyn std::error::Error + Send + Sync>;
@@ -86,6 +91,17 @@ fn main() -> ExitCode {
                 Err(fault) => Err(fault),
             },
             None => return usage(),
+        },
+        ["walk", directory, megabytes] => match megabytes.parse() {
+            Ok(megabytes) => {
+                leave_the_callers_session().and_then(|()| walk::run(directory, megabytes))
+            }
+            Err(_) => return usage(),
+        },
+        // Started by `walk` only.
+        ["walker", directory, megabytes, kind] => match megabytes.parse() {
+            Ok(megabytes) => walk::walk(std::path::Path::new(directory), megabytes, kind),
+            Err(_) => return usage(),
         },
         // Started by `tree` only.
         ["member", rest @ ..] => match member::Member::parse(rest) {
