@@ -2,6 +2,7 @@
 //! any other that is dumped and restored as a whole.
 
 use std::fs;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::thread::sleep;
@@ -156,13 +157,13 @@ impl Storm {
         processes: usize,
         megabytes: usize,
     ) -> Option<Storm> {
-        let mut storm = Storm::of(bench);
+        let status = bench.scratch().join("storm.status");
         let mut python = Command::new(words[0]);
         python.args(&words[1..]).args(Storm::words(bench, processes, megabytes / processes));
-        let Ok(herd) = Herd::start(python, &storm.status) else {
+        let Ok(herd) = Herd::start(python, &status) else {
             return skip(name, "no python3 here to change memory");
         };
-        storm.herd = herd;
+        let storm = Storm { herd, status };
         storm.must_go_on();
         Some(storm)
     }
@@ -187,6 +188,20 @@ impl Storm {
         let link = self.status.with_extension("seed");
         let _ = fs::remove_file(&link);
         std::os::unix::fs::symlink(seed.to_string(), link).expect("write a seed");
+    }
+
+    /// What the processes have said by now.
+    pub(crate) fn note(&self) -> Vec<(PathBuf, Vec<u8>)> {
+        let paths = (0..8).map(|index| self.status.with_extension(index.to_string()));
+        paths.filter_map(|path| Some((path.clone(), fs::read(path).ok()?))).collect()
+    }
+
+    /// Puts that in the place of what was said since. For CRIU the files stay as they were.
+    pub(crate) fn set_back(&self, noted: &[(PathBuf, Vec<u8>)]) {
+        for (path, text) in noted {
+            let file = fs::File::options().write(true).open(path);
+            file.and_then(|mut file| file.write_all(text)).expect("write a status");
+        }
     }
 
     /// Fails the test unless operations follow.

@@ -5,6 +5,7 @@ use std::fs;
 use std::io::Write;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
+use std::process::Command;
 
 use tempfile::{TempDir, tempdir};
 use tests::criu::RestoreClient;
@@ -227,19 +228,24 @@ fn where_there_is_no_memory_on_demand_the_cure_is_named_before_criu_is_started()
             let dir = tempdir().expect("a directory");
             let mode = std::os::unix::fs::PermissionsExt::from_mode(0o777);
             fs::set_permissions(dir.path(), mode).expect("anybody may use it");
-            let finished = match error {
-                Some(error) => {
-                    let inject = format!("inject=userfaultfd:error={error}");
-                    let log = dir.path().join("log").display().to_string();
-                    let strace = ["strace", "-f", "-o", &log, "-e", &inject];
-                    if Filter::run_by(&["strace", "-V"], name).run(&[]).status.code() != Some(0) {
-                        println!("skipped: {name} without userfaultfd: no strace");
-                        continue;
-                    }
-                    start_lazily(Filter::run_by(&strace, name), name, &dir)
-                }
-                None => start_lazily(Filter::new(name).unprivileged(), name, &dir),
-            };
+            // criu-run takes no descriptor that it could not carry over.
+            let close = "for fd in /proc/self/fd/*; do fd=${fd##*/}; \
+                         [ $fd -lt 3 ] || eval \"exec $fd>&-\"; done; exec \"$@\"";
+            let inject = format!("inject=userfaultfd:error={}", error.unwrap_or_default());
+            let log = dir.path().join("log").display().to_string();
+            let strace = ["strace", "-f", "-o", &log, "-e", &inject];
+            let mut words = vec!["bash", "-c", close, "bash"];
+            if error.is_some() {
+                words.extend(strace);
+            }
+            let works = Command::new("strace").arg("-V").output();
+            if error.is_some() && !works.is_ok_and(|told| told.status.success()) {
+                println!("skipped: {name} without userfaultfd: no strace");
+                continue;
+            }
+            let filter = Filter::run_by(&words, name);
+            let filter = if error.is_some() { filter } else { filter.unprivileged() };
+            let finished = start_lazily(filter, name, &dir);
             let messages = finished.stderr.join("\n");
             assert!(!finished.status.success(), "{name}, {error:?}: {messages}");
             let told = messages.contains("userfaultfd: ") && messages.contains(cure);
