@@ -301,16 +301,9 @@ fn nftables_rules_are_not_lost_in_silence_and_come_back_from_a_directory() {
         skip::<()>(NAME, "no nft here");
         return;
     }
-    let mut victim = Command::new("setsid")
-        .args(["unshare", "--net", "sh", "-c", RULES])
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn()
-        .expect("start the victim");
+    let mut victim = sleeper_in_a_network(RULES);
     let pid = pid_of(&victim).as_raw();
-    let is_there = || fs::read_to_string(format!("/proc/{pid}/comm")).ok();
-    wait_for("its rules", || (is_there()? == "sleep\n").then_some(()));
+    let is_there = || command_of(pid);
     let before = rules(pid);
     assert!(before.contains("counter"), "{before}");
 
@@ -346,6 +339,52 @@ fn nftables_rules_are_not_lost_in_silence_and_come_back_from_a_directory() {
     let _ = nix::sys::signal::kill(pid_of(&victim), nix::sys::signal::Signal::SIGKILL);
     let _ = nix::sys::wait::waitpid(pid_of(&victim), None);
     assert_eq!(after, before);
+}
+
+/// The rules that are saved with a network are never none: CRIU locks it before it looks.
+#[test]
+fn a_network_without_rules_of_its_own_is_restored_from_a_stream() {
+    const NAME: &str = "a_network_without_rules_of_its_own";
+    const LOCK: [&str; 2] = ["--network-lock", "nftables"];
+
+    let Some(bench) = Bench::set_up(NAME) else {
+        return;
+    };
+    let mut victim = sleeper_in_a_network("exec sleep 1000");
+    let pid = pid_of(&victim).as_raw();
+    let [dump, restore] = ["dump", "restore"].map(|side| bench.directory(side));
+    let mut pipeline = Pipeline::start(&bench, "dump", DUMP);
+    pipeline.wait_for_progress("dump.progress", "socket-init");
+    bench.criu.dump(Image::Stream, &dump, pid, &LOCK).must_succeed();
+    pipeline.must_succeed();
+    victim.wait().expect("reap the victim");
+
+    let script = "image-serve -D restore -p 3 3>restore.progress < image";
+    let mut pipeline = Pipeline::start(&bench, "restore", script);
+    pipeline.wait_for_progress("restore.progress", "socket-init");
+    bench.criu.restore(Image::Stream, &restore, &LOCK).must_succeed();
+    pipeline.must_succeed();
+    assert_eq!(command_of(pid).as_deref(), Some("sleep\n"));
+    let _ = nix::sys::signal::kill(pid_of(&victim), nix::sys::signal::Signal::SIGKILL);
+    let _ = nix::sys::wait::waitpid(pid_of(&victim), None);
+}
+
+/// A process in a network namespace of its own that has made its rules there and sleeps.
+fn sleeper_in_a_network(rules: &str) -> std::process::Child {
+    let victim = Command::new("setsid")
+        .args(["unshare", "--net", "sh", "-c", rules])
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("start the victim");
+    let pid = pid_of(&victim).as_raw();
+    wait_for("it sleeps", || (command_of(pid)? == "sleep\n").then_some(()));
+    victim
+}
+
+fn command_of(pid: i32) -> Option<String> {
+    fs::read_to_string(format!("/proc/{pid}/comm")).ok()
 }
 
 /// The rules of a process, without what they have counted.

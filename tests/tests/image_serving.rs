@@ -376,6 +376,49 @@ fn a_file_that_is_closed_unread_is_told_at_once_and_criu_is_hung_up_on() {
     }
 }
 
+/// Where iptables is the one on nftables, the rules of every network namespace hold at least the
+/// lock that CRIU itself has put there to dump it. Connections need it.
+#[test]
+fn nothing_is_lost_with_rules_that_are_only_the_lock_of_criu() {
+    const LOCK: &str = "table ip filter {
+	chain CRIU {
+		meta mark 0x0000c114 counter packets 0 bytes 0 accept
+		counter packets 0 bytes 0 drop
+	}
+	chain INPUT {
+		type filter hook input priority filter; policy accept;
+		counter packets 0 bytes 0 jump CRIU
+	}
+}
+";
+    for store in STORES {
+        let more = format!("{LOCK}table ip mine {{\n}}\n");
+        let tcp = "tcp-stream-1.img";
+        for (rules, other, is_lost) in
+            [(LOCK, "fs-1.img", false), (&more, "fs-1.img", true), (LOCK, tcp, true)]
+        {
+            let files = Files::from([
+                ("inventory.img".into(), b"all".to_vec()),
+                ("nftables-9.img".into(), rules.as_bytes().to_vec()),
+                (other.into(), b"other".to_vec()),
+            ]);
+            let dir = directory();
+            let serving = start(dir.path(), store, &stream(&files), &[]);
+            let mut client = connect(dir.path());
+            read(&mut client, "inventory.img");
+            drop(open(&mut client, "nftables-9.img"));
+            if !is_lost {
+                assert_eq!(read(&mut client, "inventory.img"), b"all", "{store}");
+            }
+            drop(client);
+            match is_lost {
+                true => serving.finish().refused_with_a_place(store),
+                false => serving.finish().succeeded(),
+            };
+        }
+    }
+}
+
 #[test]
 fn a_file_of_which_a_byte_was_read_is_no_failure() {
     let mut random = Random::new(14);

@@ -28,12 +28,14 @@ pub mod fields;
 pub mod inventory;
 mod listener;
 mod message;
+mod network_lock;
 pub mod page_server;
 mod pagemap;
 
 pub use client::Client;
 pub use connection::{Connection, Event, ProtocolError};
 pub use listener::{Direction, ListenError, Listener, is_allowed, listen_at};
+pub use network_lock::is_only_network_lock;
 pub use pagemap::{Pagemap, PagemapError, page_size, pages_file};
 
 /// The last file of a dump and the first of a restore. A dump that failed never sends it.
@@ -46,6 +48,17 @@ pub const CPUINFO: &str = "cpuinfo.img";
 /// after all else.
 pub fn is_memory(name: &str) -> bool {
     name.starts_with("pages-")
+}
+
+/// Whether a file is an established TCP connection.
+pub fn is_tcp(name: &str) -> bool {
+    name.starts_with("tcp-stream-")
+}
+
+/// Whether a file is the rules of nftables, whose size CRIU takes by fstat: it is 0 for a pipe, and
+/// they are closed unread.
+pub fn is_nftables(name: &str) -> bool {
+    name.starts_with("nftables-")
 }
 
 /// Whether a file of an image begins in this way because it has one of the magic numbers that CRIU

@@ -34,7 +34,8 @@ pub(crate) struct Outflow {
 /// it reads in part, which is fine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Reading {
-    /// It does, as all that would not fit into the pipe shows, or as it must.
+    /// It does, as all that would not fit into the pipe shows, or as it must; or nothing is lost if
+    /// it does not.
     Seen,
     /// It shows when CRIU closes the pipe.
     Unseen,
@@ -64,16 +65,24 @@ const TURNS: usize = 16;
 const SLOT: usize = 4096;
 
 impl Outflow {
-    /// Sends a file through the pipe that CRIU has sent for it. The pipe is ours alone, as CRIU
-    /// closes its own descriptor of this end.
-    pub(crate) fn new(client: usize, file: Handed, pipe: OwnedFd) -> Result<Outflow, Error> {
+    /// Sends a file through the pipe that CRIU has sent for it, which may be of no use to it. The
+    /// pipe is ours alone, as CRIU closes its own descriptor of this end.
+    pub(crate) fn new(
+        client: usize,
+        file: Handed,
+        is_needless: bool,
+        pipe: OwnedFd,
+    ) -> Result<Outflow, Error> {
         let Ok((pipe, mut capacity)) = Endpoint::own_pipe(pipe) else {
             return Err(Error::NotAPipe(file.name));
         };
         if !file.complete || file.pieces.iter().any(|piece| !matches!(piece, Piece::Kept(_))) {
             capacity = pipe::grow(&pipe, pipe::WANTED).unwrap_or(capacity);
         }
-        let reading = reading(&file, &pipe, capacity);
+        let reading = match is_needless {
+            true => Reading::Seen,
+            false => reading(&file, &pipe, capacity),
+        };
         let rest = match reading {
             Reading::InOneSlot => Duration::ZERO,
             Reading::Seen | Reading::Unseen => pipe::rest(capacity),
@@ -196,7 +205,7 @@ fn reading(file: &Handed, pipe: &Endpoint, capacity: usize) -> Reading {
     let Handed { pieces, complete, .. } = file;
     let bytes: u64 = pieces.iter().map(length).sum();
     match pieces.front() {
-        Some(Piece::Kept(file)) if is_read_when_opened(file) => Reading::Seen,
+        Some(Piece::Kept(start)) if is_read_when_opened(start) => Reading::Seen,
         _ if !complete => Reading::Unseen,
         _ if bytes == 0 => Reading::Seen,
         _ if bytes <= capacity as u64 && pipe::shrink(pipe, SLOT) => Reading::InOneSlot,

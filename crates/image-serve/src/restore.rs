@@ -6,7 +6,8 @@ use crate::lazy::Lazy;
 use crate::outflow::{Outflow, Poured};
 use crate::store::{Found, Handed, Piece, Store};
 use cli::{Child, Counters, Progress};
-use criu_protocol::{Connection, Event, INVENTORY, Listener, ProtocolError, is_memory};
+use criu_protocol::{Connection, Event, INVENTORY, Listener, ProtocolError};
+use criu_protocol::{is_memory, is_nftables, is_only_network_lock, is_tcp};
 use pipe_io::Endpoint;
 use pipe_io::poll::{self, PollFd, PollFlags};
 use std::io;
@@ -236,6 +237,18 @@ impl Restore<'_> {
         self.holds_memory && is_memory(outflow.file.name.as_str())
     }
 
+    /// Whether a file is firewall rules without which nothing is lost: CRIU's own lock, where there
+    /// is no connection whose packets it would hold back until the restore is through.
+    fn is_needless_lock(&self, file: &Handed) -> bool {
+        let rules = match file.pieces.front() {
+            Some(Piece::Kept(rules)) if file.complete && file.pieces.len() == 1 => rules,
+            _ => return false,
+        };
+        is_nftables(file.name.as_str())
+            && is_only_network_lock(rules)
+            && !self.store.names().any(|name| is_tcp(name.as_str()))
+    }
+
     /// CRIU has closed a file without having read it. Whoever waits for the restore is told at
     /// once, and CRIU is hung up on: where it needs another file, it fails before anything runs.
     fn left_unread(&mut self, name: FileName) -> Error {
@@ -275,7 +288,8 @@ impl Restore<'_> {
                     if is_memory(file.name.as_str()) {
                         self.ballast.pop();
                     }
-                    let mut outflow = Outflow::new(client.number, file, pipe)?;
+                    let is_needless = self.is_needless_lock(&file);
+                    let mut outflow = Outflow::new(client.number, file, is_needless, pipe)?;
                     let poured = match self.is_held(&outflow) {
                         true => outflow.look(),
                         false => outflow.pour(self.image),
