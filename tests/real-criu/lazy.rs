@@ -236,7 +236,7 @@ fn deaths(name: &str, rounds: u64) {
         for (turn, death) in deaths.into_iter().enumerate() {
             dies(&bench, &mut storm, death, round * deaths.len() as u64 + turn as u64);
         }
-        criu_dies(&bench, &mut storm, round);
+        (0..3).for_each(|turn| criu_dies(&bench, &mut storm, 3 * round + turn));
     }
 }
 
@@ -244,7 +244,10 @@ fn deaths(name: &str, rounds: u64) {
 fn criu_dies(bench: &Bench, storm: &mut Storm, seed: u64) {
     fs::create_dir_all(bench.scratch().join("restore")).expect("create a directory");
     let _ = fs::remove_file(bench.scratch().join("restore.progress"));
-    let mut pipeline = Pipeline::start(bench, "restore", LAZY);
+    // A name that no other test's socket has.
+    let images = format!("-D {}", bench.scratch().join("restore").display());
+    let script = LAZY.replace("-D restore", &images);
+    let mut pipeline = Pipeline::start(bench, "restore", &script);
     pipeline.wait_for_progress("restore.progress", "socket-init");
     let mut criu = restore_lazily(bench);
     // Whoever has not come yet is waited for.

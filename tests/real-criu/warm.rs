@@ -18,15 +18,16 @@ use crate::storm::Storm;
 /// As much memory as takes some tenths of a second to come.
 const MEGABYTES: usize = 300;
 
-/// Starts a storm under `criu-run`, or restores it. The program may have no descriptor that
-/// connects it with others.
+/// The program may have no descriptor that connects it with others.
+const CLOSE: &str = "for fd in /proc/self/fd/*; do fd=${fd##*/}; \
+                     [ $fd -lt 3 ] || eval \"exec $fd>&-\"; done";
+
+/// Starts a storm under `criu-run`, or restores it.
 fn run(bench: &Bench, options: &str) -> Pipeline {
-    let close = "for fd in /proc/self/fd/*; do fd=${fd##*/}; \
-                 [ $fd -lt 3 ] || eval \"exec $fd>&-\"; done";
     let criu = bench.criu.program().display();
     let words = Storm::words(bench, 2, MEGABYTES / 2).join(" ");
     let script = format!(
-        "{close}; export CRIU={criu}; \
+        "{CLOSE}; export CRIU={criu}; \
          exec criu-run --image job.img --json --network-lock skip {options} -- python3 {words}"
     );
     Pipeline::start(bench, "run", &script)
@@ -226,6 +227,44 @@ fn a_tree_that_lacks_memory_is_not_dumped() {
     storm.must_go_on();
     drop(pipeline);
     storm.kill();
+}
+
+#[test]
+fn copies_that_are_checkpointed_at_once_leave_a_whole_image() {
+    let Some(bench) = Bench::set_up("warm_copies") else { return };
+    let criu = bench.criu.program().display();
+    // It has some memory, and ends when it is told to.
+    let count = "x=$(head -c 3000000 /dev/zero | tr \"\\0\" x); n=0; \
+                 until [ -e stop ]; do n=$((n + 1)); echo $n >/dev/null; sleep 0.02; done; \
+                 exit $((${#x} == 3000000 ? 7 : 8))";
+    let start = |name: &str, options: &str| {
+        let script = format!(
+            "{CLOSE}; export CRIU={criu}; exec criu-run --image job.img --json \
+             --network-lock skip {options} -- bash -c '{count}'"
+        );
+        Pipeline::start(&bench, name, &script)
+    };
+    let mut first = start("first", "");
+    wait_for_event(&first, "started");
+    terminate(&first);
+    assert_eq!(first.status(), 75, "{}", first.messages());
+    for round in 0..3 {
+        let names = ["one", "two", "three"].map(|name| format!("{name}-{round}"));
+        let mut copies = names.map(|name| start(&name, "--lazy"));
+        copies.iter().for_each(|copy| wait_for_event(copy, "filled"));
+        copies.iter().for_each(terminate);
+        for copy in &mut copies {
+            assert_eq!(copy.status(), 75, "{}", copy.messages());
+        }
+    }
+    let left = fs::read_dir(bench.scratch()).expect("list the directory").flatten();
+    let left: Vec<_> =
+        left.filter(|it| it.file_name().to_string_lossy().contains(".new")).collect();
+    assert!(left.is_empty(), "{left:?}");
+    let mut last = start("last", "--lazy");
+    wait_for_event(&last, "filled");
+    fs::write(bench.scratch().join("stop"), "").expect("write a file");
+    assert_eq!(last.status(), 7, "{}", last.messages());
 }
 
 #[test]

@@ -52,9 +52,10 @@ impl Image {
         let directory = path.parent().unwrap_or(Path::new("/"));
         let directory = quote(&directory.to_string_lossy());
         Image {
-            // The old one stays until the new one is whole and on the disk.
+            // The old one stays until the new one is whole and on the disk. Several copies of the
+            // program may be checkpointed at once.
             save: format!(
-                "new={quoted}.new; trap 'rm -f \"$new\"' EXIT; \
+                "new={quoted}.new.$IMAGE_ID; trap 'rm -f \"$new\"' EXIT; \
                  {pack} > \"$new\" && sync \"$new\" && mv -f \"$new\" {quoted} && sync {directory}"
             ),
             load: format!("{unpack} < {quoted}"),

@@ -480,6 +480,7 @@ impl Life {
             return ExitCode::from(self.plan.checkpointed_status);
         }
         if let Some(cause) = self.lost.take() {
+            self.teller.tell(&Event::Ended { status: 128 + Signal::SIGKILL as i32 });
             self.let_output_end();
             self.teller.voice.last(format_args!(
                 "the program was killed, as its memory could not come: {cause}; the image is kept"
