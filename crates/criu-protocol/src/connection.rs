@@ -26,6 +26,8 @@ pub struct Connection {
     /// The next byte carries a pipe, for the last request.
     awaits_pipe: bool,
     hung_up: bool,
+    /// The process that has sent what was received last, where the kernel tells.
+    sender: Option<i32>,
 }
 
 /// What CRIU said.
@@ -69,6 +71,7 @@ impl Connection {
             pipes: VecDeque::new(),
             awaits_pipe: false,
             hung_up: false,
+            sender: None,
         }
     }
 
@@ -117,6 +120,7 @@ impl Connection {
             Err(error) => return Err(ProtocolError::Io(error)),
         };
         self.hung_up = received.length == 0;
+        self.sender = received.sender;
         self.received.extend_from_slice(buffer.get(..received.length).unwrap_or_default());
         self.pipes.extend(received.fds);
         Ok(true)
@@ -155,6 +159,12 @@ impl Connection {
     /// The process that has connected, where the kernel tells.
     pub fn peer(&self) -> Option<i32> {
         getsockopt(&self.socket, sockopt::PeerCredentials).ok().map(|peer| peer.pid())
+    }
+
+    /// The process of CRIU's that has sent what was received last, as our PID namespace knows it: on
+    /// a restore. Several share a connection, and each waits for the reply to what it asks.
+    pub fn sender(&self) -> Option<i32> {
+        self.sender
     }
 
     fn understand(&mut self) -> Result<Option<Event>, ProtocolError> {

@@ -69,6 +69,10 @@ impl Listener {
     pub fn bind(directory: &Path, direction: Direction) -> Result<Listener, ListenError> {
         let path = directory.join(direction.socket_name());
         let socket = listen_at(&path)?;
+        if direction == Direction::Serve {
+            // Where the kernel cannot, Connection::sender does not tell.
+            let _ = pipe_io::socket::ask_for_senders(&socket);
+        }
         Ok(Listener { socket, path, direction })
     }
 

@@ -7,6 +7,7 @@ mod load;
 mod outflow;
 mod remap;
 mod restore;
+mod rules;
 mod serve;
 mod store;
 

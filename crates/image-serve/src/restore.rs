@@ -4,10 +4,11 @@ use crate::arrivals::{Arrival, Arrivals};
 use crate::error::Error;
 use crate::lazy::Lazy;
 use crate::outflow::{Outflow, Poured};
+use crate::rules::{self, Laid, RulesError};
 use crate::store::{Found, Handed, Piece, Store};
 use cli::{Child, Counters, Progress};
 use criu_protocol::{Connection, Event, INVENTORY, Listener, ProtocolError};
-use criu_protocol::{is_memory, is_nftables, is_only_network_lock, is_tcp};
+use criu_protocol::{is_memory, is_nftables, is_tcp};
 use pipe_io::Endpoint;
 use pipe_io::poll::{self, PollFd, PollFlags};
 use std::io;
@@ -40,6 +41,8 @@ pub(crate) struct Restore<'a> {
     pub(crate) begun: bool,
     /// The memory that comes late, and who must be connected before it is left out.
     pub(crate) lazy: Option<&'a Lazy>,
+    /// Why firewall rules could not be put in place.
+    pub(crate) no_rules: Option<RulesError>,
     /// What went wrong first: one connection's misfortune does not end the others.
     pub(crate) failed: Option<Error>,
 }
@@ -237,23 +240,32 @@ impl Restore<'_> {
         self.holds_memory && is_memory(outflow.file.name.as_str())
     }
 
-    /// Whether a file is firewall rules without which nothing is lost: CRIU's own lock, where there
-    /// is no connection whose packets it would hold back until the restore is through.
-    fn is_needless_lock(&self, file: &Handed) -> bool {
-        let rules = match file.pieces.front() {
-            Some(Piece::Kept(rules)) if file.complete && file.pieces.len() == 1 => rules,
-            _ => return false,
-        };
+    /// Puts firewall rules in place that CRIU asks for and would not read; `true` if they are.
+    fn lay_rules(&mut self, file: &Handed, asker: Option<i32>) -> bool {
+        let Some(rules) = all_of(file).filter(|rules| !rules.is_empty()) else { return false };
+        match rules::lay(rules, asker) {
+            Ok(Laid::Yes) => return true,
+            Ok(Laid::No) => {}
+            Err(error) => self.no_rules = Some(error),
+        }
+        false
+    }
+
+    /// Whether it is no loss if CRIU does not read a file.
+    fn is_needless(&self, file: &Handed) -> bool {
+        let has_connections = || self.store.names().any(|name| is_tcp(name.as_str()));
         is_nftables(file.name.as_str())
-            && is_only_network_lock(rules)
-            && !self.store.names().any(|name| is_tcp(name.as_str()))
+            && all_of(file).is_some_and(|rules| rules::are_needless(rules, has_connections()))
     }
 
     /// CRIU has closed a file without having read it. Whoever waits for the restore is told at
     /// once, and CRIU is hung up on: where it needs another file, it fails before anything runs.
     fn left_unread(&mut self, name: FileName) -> Error {
         self.progress.unread(&name);
-        Error::Unread(name)
+        match self.no_rules.take() {
+            Some(error) if is_nftables(name.as_str()) => Error::NoRules(name, error),
+            _ => Error::Unread(name),
+        }
     }
 
     /// Answers the clients that have said something. Those that have hung up are dropped, and one
@@ -288,7 +300,7 @@ impl Restore<'_> {
                     if is_memory(file.name.as_str()) {
                         self.ballast.pop();
                     }
-                    let is_needless = self.is_needless_lock(&file);
+                    let is_needless = self.is_needless(&file);
                     let mut outflow = Outflow::new(client.number, file, is_needless, pipe)?;
                     let poured = match self.is_held(&outflow) {
                         true => outflow.look(),
@@ -312,7 +324,12 @@ impl Restore<'_> {
                         lazy.check_request(name)?;
                     }
                     // A name that no file can have is one that does not exist.
-                    client.promised = name.ok().and_then(|name| self.hand_out(&name));
+                    let mut file = name.ok().and_then(|name| self.hand_out(&name));
+                    file.take_if(|file| {
+                        is_nftables(file.name.as_str())
+                            && self.lay_rules(file, client.connection.sender())
+                    });
+                    client.promised = file;
                     client.connection.reply(client.promised.is_some())?;
                 }
             }
@@ -410,6 +427,14 @@ impl Restore<'_> {
         self.store.complete(name);
         readers(&mut self.outflows, &mut self.clients, name)
             .for_each(|(_, file)| file.complete = true);
+    }
+}
+
+/// All of a file that rests in ordinary memory.
+fn all_of(file: &Handed) -> Option<&[u8]> {
+    match (file.pieces.front(), file.pieces.len()) {
+        (Some(Piece::Kept(bytes)), 1) if file.complete => Some(bytes),
+        _ => None,
     }
 }
 
