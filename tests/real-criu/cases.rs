@@ -114,7 +114,7 @@ fn descriptors_that_the_tree_inherits_are_the_caller_s() {
 }
 
 #[test]
-fn firewall_rules_are_restored_and_where_there_is_no_nft_their_loss_is_told() {
+fn firewall_rules_are_restored_from_a_directory_and_their_loss_is_told() {
     let name = "firewall_rules";
     let Some(bench) = Bench::set_up(name) else { return };
     if Command::new("nft").arg("--version").output().is_err() {
@@ -129,12 +129,11 @@ fn firewall_rules_are_restored_and_where_there_is_no_nft_their_loss_is_told() {
         rules() { nsenter -t $PID -n nft list ruleset | wc -l; }
         before=$(rules); [ $before -gt 3 ] || fail no rules
         criu-checkpoint -t $PID --network-lock skip -- 'cat > image'; gone
-        mkdir bin; ln -sf /usr/sbin/* /usr/bin/* bin; rm bin/nsenter
-        ! PATH=${PATH%%:*}:$PWD/bin criu-restore -- 'cat image' 2>said || fail restored without its rules
+        ! criu-restore -- 'cat image' 2>said || fail restored without its rules
         cat said >&2
         tail -n 1 said | grep -q -e '--directory' || fail the way round is not named
-        [ ! -d /proc/$PID ] || fail it runs
-        criu-restore -- 'cat image'
+        gone
+        criu-restore --directory -- 'cat image'
         [ $(rules) -eq $before ] || fail other rules",
     );
 }

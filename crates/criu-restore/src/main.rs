@@ -50,8 +50,8 @@ struct Args {
 
     /// Unpack the image into a directory, and restore from that
     ///
-    /// For what CRIU restores from no stream: private memory in huge pages,
-    /// and firewall rules where there is no nft. It is a temporary one.
+    /// For what CRIU can restore from no stream: firewall rules of nftables,
+    /// and private memory in huge pages. The directory is a temporary one.
     #[arg(long, verbatim_doc_comment)]
     directory: bool,
 

@@ -1,7 +1,7 @@
 //! Everything that can end serving early, in the words that the user reads.
 
+use crate::network_lock::LockError;
 use crate::remap::RemapError;
-use crate::rules::RulesError;
 use crate::store::NoPipe;
 use cli::{ChildError, ClosingError, Failure, InputError, Place, reason};
 use criu_protocol::{ListenError, ProtocolError};
@@ -39,8 +39,8 @@ pub(crate) enum Error {
     Gone(FileName),
     /// CRIU has closed a file without having read any of it.
     Unread(FileName),
-    /// The same, and it has rules that could not be put in place either.
-    NoRules(FileName, RulesError),
+    /// The same, and it has CRIU's network lock, which could not be put in place either.
+    NoLock(FileName, LockError),
     /// A file begins after all were said to have been named, and CRIU has begun.
     Late(FileName),
     /// CRIU has gone before all of the image had come.
@@ -114,9 +114,9 @@ impl fmt::Display for Error {
                 "CRIU: {name}: closed unread: CRIU has failed (see its log), or cannot read it \
                  from a pipe {FROM_DIRECTORY}"
             ),
-            Error::NoRules(name, error) => write!(
+            Error::NoLock(name, error) => write!(
                 f,
-                "CRIU: {name}: closed unread, and nft could not put the rules in place: {error} \
+                "CRIU: {name}: closed unread, and nft could not put CRIU's lock in place: {error} \
                  {FROM_DIRECTORY}"
             ),
             Error::Late(name) => {

@@ -4,10 +4,10 @@ mod arrivals;
 mod error;
 mod lazy;
 mod load;
+mod network_lock;
 mod outflow;
 mod remap;
 mod restore;
-mod rules;
 mod serve;
 mod store;
 

@@ -3,12 +3,12 @@
 use crate::arrivals::{Arrival, Arrivals};
 use crate::error::Error;
 use crate::lazy::Lazy;
+use crate::network_lock::{self, Lock, LockError};
 use crate::outflow::{Outflow, Poured};
-use crate::rules::{self, Laid, RulesError};
 use crate::store::{Found, Handed, Piece, Store};
 use cli::{Child, Counters, Progress};
 use criu_protocol::{Connection, Event, INVENTORY, Listener, ProtocolError};
-use criu_protocol::{is_memory, is_nftables, is_tcp};
+use criu_protocol::{is_memory, is_nftables, is_only_network_lock, is_tcp};
 use pipe_io::Endpoint;
 use pipe_io::poll::{self, PollFd, PollFlags};
 use std::io;
@@ -41,8 +41,8 @@ pub(crate) struct Restore<'a> {
     pub(crate) begun: bool,
     /// The memory that comes late, and who must be connected before it is left out.
     pub(crate) lazy: Option<&'a Lazy>,
-    /// Why firewall rules could not be put in place.
-    pub(crate) no_rules: Option<RulesError>,
+    /// Why CRIU's network lock could not be put in place.
+    pub(crate) no_lock: Option<LockError>,
     /// What went wrong first: one connection's misfortune does not end the others.
     pub(crate) failed: Option<Error>,
 }
@@ -240,30 +240,33 @@ impl Restore<'_> {
         self.holds_memory && is_memory(outflow.file.name.as_str())
     }
 
-    /// Puts firewall rules in place that CRIU asks for and would not read; `true` if they are.
-    fn lay_rules(&mut self, file: &Handed, asker: Option<i32>) -> bool {
-        let Some(rules) = all_of(file).filter(|rules| !rules.is_empty()) else { return false };
-        match rules::lay(rules, asker) {
-            Ok(Laid::Yes) => return true,
-            Ok(Laid::No) => {}
-            Err(error) => self.no_rules = Some(error),
+    /// Puts CRIU's network lock in place, which it asks for and would not read; `true` if it is.
+    fn put_lock_in_place(&mut self, file: &Handed, asker: Option<i32>) -> bool {
+        let Some(rules) = lock_in(file).filter(|_| self.has_connections()) else { return false };
+        match network_lock::put_in_place(rules, asker) {
+            Ok(Lock::InPlace) => return true,
+            Ok(Lock::Foreign) => {}
+            Err(error) => self.no_lock = Some(error),
         }
         false
     }
 
-    /// Whether it is no loss if CRIU does not read a file.
+    /// Whether it is no loss if CRIU does not read a file: its network lock, where there is no
+    /// connection whose packets that would hold back.
     fn is_needless(&self, file: &Handed) -> bool {
-        let has_connections = || self.store.names().any(|name| is_tcp(name.as_str()));
-        is_nftables(file.name.as_str())
-            && all_of(file).is_some_and(|rules| rules::are_needless(rules, has_connections()))
+        lock_in(file).is_some() && !self.has_connections()
+    }
+
+    fn has_connections(&self) -> bool {
+        self.store.names().any(|name| is_tcp(name.as_str()))
     }
 
     /// CRIU has closed a file without having read it. Whoever waits for the restore is told at
     /// once, and CRIU is hung up on: where it needs another file, it fails before anything runs.
     fn left_unread(&mut self, name: FileName) -> Error {
         self.progress.unread(&name);
-        match self.no_rules.take() {
-            Some(error) if is_nftables(name.as_str()) => Error::NoRules(name, error),
+        match self.no_lock.take() {
+            Some(error) if is_nftables(name.as_str()) => Error::NoLock(name, error),
             _ => Error::Unread(name),
         }
     }
@@ -325,10 +328,9 @@ impl Restore<'_> {
                     }
                     // A name that no file can have is one that does not exist.
                     let mut file = name.ok().and_then(|name| self.hand_out(&name));
-                    file.take_if(|file| {
-                        is_nftables(file.name.as_str())
-                            && self.lay_rules(file, client.connection.sender())
-                    });
+                    let asker = client.connection.sender();
+                    // It is told that there are none, then.
+                    file.take_if(|file| self.put_lock_in_place(file, asker));
                     client.promised = file;
                     client.connection.reply(client.promised.is_some())?;
                 }
@@ -430,12 +432,13 @@ impl Restore<'_> {
     }
 }
 
-/// All of a file that rests in ordinary memory.
-fn all_of(file: &Handed) -> Option<&[u8]> {
-    match (file.pieces.front(), file.pieces.len()) {
-        (Some(Piece::Kept(bytes)), 1) if file.complete => Some(bytes),
-        _ => None,
-    }
+/// The rules in a file that are CRIU's network lock and nothing else.
+fn lock_in(file: &Handed) -> Option<&[u8]> {
+    let rules = match (file.pieces.front(), file.pieces.len()) {
+        (Some(Piece::Kept(rules)), 1) if file.complete => rules,
+        _ => return None,
+    };
+    (is_nftables(file.name.as_str()) && is_only_network_lock(rules)).then_some(rules)
 }
 
 /// Those who read a file that is not complete, by the numbers of their clients.

@@ -98,7 +98,7 @@ pub(crate) fn run(args: Args) -> Result<(), Failure<Error>> {
             has_room: false,
             begun: false,
             lazy: lazy.as_ref(),
-            no_rules: None,
+            no_lock: None,
             failed: None,
         };
         match (&lazy, late) {

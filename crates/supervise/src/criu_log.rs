@@ -81,10 +81,7 @@ const HINTS: &[(&[&str], &str)] = &[
         &["outside of", "is not in the list of", "not reachable from"],
         "a part of the tree is outside of its namespaces or of its root directory",
     ),
-    (
-        &["nftables"],
-        "install nft and nsenter for the firewall rules, or use criu-restore --directory",
-    ),
+    (&["nftables"], "CRIU restores no firewall rules from a stream: use criu-restore --directory"),
     (
         &["hugetlb", "Can't read hugepage", "premap"],
         "CRIU restores private huge pages from no stream: use criu-restore --directory",
