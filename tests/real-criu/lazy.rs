@@ -3,162 +3,22 @@
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
-use std::os::unix::process::CommandExt;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
 use std::thread::sleep;
 use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
-use nix::sys::wait::{WaitPidFlag, waitpid};
 use nix::unistd::Pid;
 use tests::random::Random;
 
-use crate::bench::{Bench, pid_of, skip, wait_for};
+use crate::bench::{Bench, program, wait_for};
 use crate::criu::{Image, Run};
 use crate::pipeline::Pipeline;
+use crate::storm::{DUMP, Herd, Storm};
 use crate::streams::dump_into;
 use crate::victim::Victim;
 
-const DUMP: &str = "criu-sock-capture -D dump -p 3 3>dump.progress > image";
-
 const LAZY: &str = "image-serve --lazy -v -D restore -p 3 3>restore.progress < image";
-
-/// Changes its memory in every way, and checks it: what it says in its status
-/// file is how many operations it has done, or what it found wrong.
-const STORM: &str = include_str!("storm.py");
-
-/// `storm.py`, in processes that are killed when the test ends.
-struct Storm {
-    root: Child,
-    status: PathBuf,
-}
-
-impl Storm {
-    /// So many processes with so much memory each. `None` where there is no
-    /// Python that can do it.
-    fn start(bench: &Bench, name: &str, processes: usize, megabytes: usize) -> Option<Storm> {
-        Storm::start_by(bench, name, &["python3"], processes, megabytes)
-    }
-
-    /// Started by these words.
-    fn start_by(
-        bench: &Bench,
-        name: &str,
-        words: &[&str],
-        processes: usize,
-        megabytes: usize,
-    ) -> Option<Storm> {
-        let status = bench.scratch().join("storm.status");
-        let mut python = Command::new(words[0]);
-        python.args(&words[1..]).args(["-c", STORM]).arg(&status);
-        python.args([processes.to_string(), megabytes.to_string()]);
-        python.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-        let Ok(root) = python.spawn() else {
-            skip::<()>(name, "no python3 here to change memory");
-            return None;
-        };
-        let storm = Storm { root, status };
-        wait_for("operations", || (storm.operations() > 20).then_some(()));
-        Some(storm)
-    }
-
-    fn pid(&self) -> i32 {
-        pid_of(&self.root).as_raw()
-    }
-
-    /// How many operations were done. Fails the test if one has found wrong
-    /// memory.
-    fn operations(&self) -> u64 {
-        let mut sum = 0;
-        for index in 0..8 {
-            let path = self.status.with_extension(index.to_string());
-            let text = fs::read_to_string(path).unwrap_or_default();
-            assert!(!text.contains("wrong"), "process {index} found {text}");
-            sum += text.trim().parse::<u64>().unwrap_or(0);
-        }
-        sum
-    }
-
-    fn dump(&mut self, bench: &Bench) {
-        self.dump_process(bench, self.pid());
-    }
-
-    fn dump_process(&mut self, bench: &Bench, pid: i32) {
-        let images = bench.directory("dump");
-        let mut pipeline = Pipeline::start(bench, "dump", DUMP);
-        pipeline.wait_for_progress("dump.progress", "socket-init");
-        bench.criu.dump(Image::Stream, &images, pid, &[]).must_succeed();
-        pipeline.must_succeed();
-        self.must_be_gone();
-    }
-
-    /// kill -9, and wait for the end of all.
-    fn kill(&mut self) {
-        for pid in self.processes() {
-            let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
-        }
-        self.must_be_gone();
-    }
-
-    /// Waits until no process of the tree is left, and all its numbers are free.
-    fn must_be_gone(&mut self) {
-        wait_for("the end of the tree", || {
-            let _ = self.root.try_wait();
-            let reaped = reap();
-            let is_root_there = Path::new(&format!("/proc/{}", self.pid())).exists();
-            (self.processes().is_empty() && !reaped && !is_root_there).then_some(())
-        });
-    }
-
-    /// All processes of the tree: they have the status file among their
-    /// arguments.
-    fn processes(&self) -> Vec<i32> {
-        let numbers = fs::read_dir("/proc").expect("list /proc").flatten();
-        let numbers = numbers.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
-        let file = self.status.as_os_str().as_encoded_bytes();
-        let has_it = |pid: &i32| {
-            let arguments = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-            arguments.split(|byte| *byte == 0).any(|argument| argument == file)
-        };
-        numbers.filter(has_it).collect()
-    }
-}
-
-impl Drop for Storm {
-    fn drop(&mut self) {
-        for _ in 0..100 {
-            let _ = self.root.try_wait();
-            reap();
-            let left = self.processes();
-            if left.is_empty() && !Path::new(&format!("/proc/{}", self.pid())).exists() {
-                return;
-            }
-            for pid in left {
-                let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
-            }
-            sleep(Duration::from_millis(20));
-        }
-    }
-}
-
-/// Waits for processes of the tree that have ended: they are children of this
-/// process by now. Were there any, or are there any that have not quite ended?
-fn reap() -> bool {
-    let mut found = false;
-    for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
-        let pid = entry.file_name().to_str().and_then(|name| name.parse::<i32>().ok());
-        let Some(pid) = pid else { continue };
-        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-        let is_of_a_tree = stat.contains("(python3)") || stat.contains("(true)");
-        let has_ended = [") Z ", ") X "].iter().any(|state| stat.contains(state));
-        if is_of_a_tree && has_ended {
-            let flags = Some(WaitPidFlag::WNOHANG);
-            found |= waitpid(Pid::from_raw(pid), flags).is_ok();
-        }
-    }
-    found
-}
 
 fn restore_lazily(bench: &Bench) -> Run {
     let images = bench.scratch().join("restore");
@@ -228,7 +88,9 @@ fn criu_restore_ends_when_all_memory_is_there() {
     pipeline.must_succeed();
     assert!(pipeline.last_message().contains("; filled: "), "{}", pipeline.messages());
     let told = fs::read_to_string(bench.scratch().join("told")).expect("a line of JSON");
-    let told: serde_json::Value = serde_json::from_str(&told).expect("JSON");
+    // A line when it runs, perhaps, and one when all memory is there.
+    let last = told.lines().last().unwrap_or_default();
+    let told: serde_json::Value = serde_json::from_str(last).expect("JSON");
     assert_eq!((&told["result"], &told["left"]), (&"restored".into(), &0.into()), "{told}");
     println!("{name}: {told}");
     victim.must_go_on(&dumped);
@@ -264,21 +126,78 @@ fn criu_restore_fails_and_the_tree_is_gone_if_memory_cannot_come() {
 
 #[test]
 fn processes_change_their_memory_in_every_way_while_it_comes() {
-    let name = "processes_change_their_memory_in_every_way_while_it_comes";
-    for processes in [1, 4] {
-        let Some(bench) = Bench::set_up(&format!("storm_{processes}")) else {
+    storms("processes_change_their_memory", 1000);
+}
+
+#[test]
+#[ignore = "takes minutes: make check-load"]
+fn processes_change_their_memory_ten_thousand_times_while_it_comes() {
+    storms("ten_thousand_changes", 10_000);
+}
+
+/// Restores trees of one to four processes until they have done so many operations while their
+/// memory came, each time others. `SEED=N` begins with others.
+fn storms(name: &str, operations: u64) {
+    let first = std::env::var("SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(0);
+    for processes in 1..=4 {
+        let Some(bench) = Bench::set_up(&format!("{name}_{processes}")) else {
             return;
         };
-        let Some(mut storm) = Storm::start(&bench, name, processes, 120 / processes) else {
+        let Some(mut storm) = Storm::start(&bench, name, processes, 160) else {
             return;
         };
         storm.dump(&bench);
-        let before = storm.operations();
+        let dumped = storm.note();
+        let (mut done, mut seed) = (0, first);
+        while done < operations / 4 {
+            storm.set_back(&dumped);
+            storm.reseed(seed);
+            let before = storm.operations();
+            begin(&bench, &format!("{LAZY} # SEED={seed}")).must_succeed();
+            done += storm.operations() - before;
+            storm.must_go_on();
+            storm.kill();
+            seed += 1;
+            assert!(seed - first < operations, "{done} operations in {seed} restores");
+        }
+        println!("{name}: {processes} processes: {done} operations, SEED={first} to {}", seed - 1);
+    }
+}
+
+#[test]
+fn every_page_is_found_as_it_was_left_in_whatever_order_it_is_touched() {
+    const KINDS: [&str; 4] =
+        ["sequential-reader", "random-reader", "sequential-writer", "random-writer"];
+    const MEGABYTES: u64 = 64;
+
+    let Some(bench) = Bench::set_up("lazy_walk") else {
+        return;
+    };
+    let directory = bench.directory("walk");
+    let mut victim = Command::new(program("victim"));
+    victim.arg("walk").arg(&directory).arg(MEGABYTES.to_string());
+    let mut herd = Herd::start(victim, &directory).expect("start the victim");
+    let seen = |kind: &str| -> u64 {
+        let text = fs::read_to_string(directory.join(kind)).unwrap_or_default();
+        assert!(!text.contains("wrong"), "{kind}: {text}");
+        text.trim().parse().unwrap_or(0)
+    };
+    let pages = MEGABYTES << 20 >> 12;
+    let all_have_seen = |least: &[u64; 4], more: u64| {
+        wait_for("every page to be seen", || {
+            KINDS.iter().zip(least).all(|(kind, least)| seen(kind) > least + more).then_some(())
+        });
+    };
+    all_have_seen(&[0; 4], pages / 3);
+    herd.dump(&bench);
+    let dumped = KINDS.map(seen);
+    for _ in 0..3 {
         let mut pipeline = begin(&bench, LAZY);
+        // From the first page that is touched on, and until the last one has come.
+        all_have_seen(&dumped, pages);
         pipeline.must_succeed();
-        let meanwhile = storm.operations() - before;
-        println!("{name}: {processes} processes: {meanwhile} operations while memory came");
-        wait_for("more operations", || (storm.operations() > before + 300).then_some(()));
+        all_have_seen(&dumped, 2 * pages);
+        herd.kill();
     }
 }
 
@@ -294,18 +213,59 @@ enum Death {
 
 #[test]
 fn a_tree_whose_memory_cannot_come_is_gone_and_was_never_wrong() {
-    let name = "a_tree_whose_memory_cannot_come_is_gone_and_was_never_wrong";
-    let Some(bench) = Bench::set_up("lazy_deaths") else {
+    deaths("a_tree_whose_memory_cannot_come", 1);
+}
+
+#[test]
+#[ignore = "takes minutes: make check-load"]
+fn a_tree_is_gone_or_whole_whoever_dies_in_60_cases() {
+    deaths("whoever_dies", 10);
+}
+
+/// So many rounds, in each of which everybody dies once.
+fn deaths(name: &str, rounds: u64) {
+    let Some(bench) = Bench::set_up(&format!("lazy_{name}")) else {
         return;
     };
-    let Some(mut storm) = Storm::start(&bench, name, 2, 80) else {
+    let Some(mut storm) = Storm::start(&bench, name, 2, 160) else {
         return;
     };
     storm.dump(&bench);
     let deaths = [Death::Server, Death::Keeper, Death::Terminated, Death::Cut, Death::Rewritten];
-    for (turn, death) in deaths.into_iter().enumerate() {
-        dies(&bench, &mut storm, death, turn as u64);
+    for round in 0..rounds {
+        for (turn, death) in deaths.into_iter().enumerate() {
+            dies(&bench, &mut storm, death, round * deaths.len() as u64 + turn as u64);
+        }
+        (0..3).for_each(|turn| criu_dies(&bench, &mut storm, 3 * round + turn));
     }
+}
+
+/// kill -9 of CRIU at any moment. The tree is not there, or it goes on.
+fn criu_dies(bench: &Bench, storm: &mut Storm, seed: u64) {
+    fs::create_dir_all(bench.scratch().join("restore")).expect("create a directory");
+    let _ = fs::remove_file(bench.scratch().join("restore.progress"));
+    // A name that no other test's socket has.
+    let images = format!("-D {}", bench.scratch().join("restore").display());
+    let script = LAZY.replace("-D restore", &images);
+    let mut pipeline = Pipeline::start(bench, "restore", &script);
+    pipeline.wait_for_progress("restore.progress", "socket-init");
+    let mut criu = restore_lazily(bench);
+    // Whoever has not come yet is waited for.
+    wait_for("CRIU's connection", || {
+        let sockets = fs::read_to_string("/proc/net/unix").unwrap_or_default();
+        let place = bench.scratch().join("restore/streamer-serve.sock");
+        (sockets.matches(&place.display().to_string()).count() > 1).then_some(())
+    });
+    sleep(Duration::from_millis(Random::new(seed).below(500) as u64));
+    criu.kill();
+    let status = pipeline.status();
+    println!("CRIU dies: status {status}: {}", pipeline.messages().trim().replace('\n', "; "));
+    assert!(status <= 1, "status {status}: {}", pipeline.messages());
+    if status == 1 {
+        storm.must_be_gone();
+    }
+    storm.operations();
+    storm.kill();
 }
 
 fn dies(bench: &Bench, storm: &mut Storm, death: Death, seed: u64) {
@@ -354,7 +314,7 @@ fn a_tree_in_its_own_pid_namespace_is_filled_or_gone() {
         return;
     };
     let unshare = ["unshare", "--pid", "--fork", "setsid", "python3"];
-    let Some(mut storm) = Storm::start_by(&bench, name, &unshare, 2, 80) else {
+    let Some(mut storm) = Storm::start_by(&bench, name, &unshare, 2, 160) else {
         return;
     };
     let root = fs::read_to_string(format!("/proc/{0}/task/{0}/children", storm.pid()));
@@ -391,27 +351,4 @@ fn a_restore_without_lazy_pages_is_refused() {
     assert!(!bench.criu.restore(Image::Stream, &images, &[]).succeeds(), "criu restores zeros");
     assert_eq!(pipeline.status(), 1, "{}", pipeline.messages());
     assert!(pipeline.messages().contains("needs --lazy-pages"), "{}", pipeline.messages());
-}
-
-#[test]
-fn who_may_not_have_memory_on_demand_is_told_before_criu_is_started() {
-    let name = "who_may_not_have_memory_on_demand_is_told_before_criu_is_started";
-    let Some(bench) = Bench::set_up("no_userfaultfd") else {
-        return;
-    };
-    let image = bench.scratch().join("image");
-    fs::write(&image, "").expect("write an image");
-    let told = Command::new(crate::bench::program("image-serve"))
-        .args(["--lazy", "-D", "/tmp", "--", "true"])
-        .stdin(fs::File::open(&image).expect("open it"))
-        .uid(65534)
-        .output();
-    let Ok(told) = told else {
-        skip::<()>(name, "nobody may start the programs here");
-        return;
-    };
-    let message = String::from_utf8_lossy(&told.stderr);
-    assert_eq!(told.status.code(), Some(1), "{message}");
-    assert!(message.contains("userfaultfd: not allowed here"), "{message}");
-    assert!(message.contains("CAP_SYS_PTRACE"), "{message}");
 }

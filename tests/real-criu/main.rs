@@ -10,6 +10,7 @@ mod containers;
 mod criu;
 mod pipeline;
 mod stamper;
+mod storm;
 mod victim;
 
 mod cases;
@@ -27,5 +28,7 @@ mod run_services;
 mod run_victims;
 mod runs;
 mod safety;
+mod services;
 mod serving;
 mod streams;
+mod warm;

@@ -55,7 +55,7 @@ impl Drop for Run {
 pub(crate) fn shell(bench: &Bench, script: &str) -> Command {
     // The program may have no descriptor that connects it with others.
     let close = "for fd in /proc/self/fd/*; do fd=${fd##*/}; \
-                 [ $fd -lt 3 ] || eval \"exec $fd>&-\"; done 2>/dev/null";
+                 [ $fd -lt 3 ] || eval \"exec $fd>&-\"; done";
     let mut command = tests::pipeline::command("bash");
     command
         .args(["-c", &format!("{close}; {script}")])

@@ -1,9 +1,11 @@
-# python3 -c storm.py STATUS PROCESSES MEGABYTES
+# python3 storm.py STATUS PROCESSES MEGABYTES
 #
 # Each process has maps whose pages it knows: it reads and writes pages in any
 # order, drops them, lets maps shrink, grow (and so move) and go, and forks
 # children which check what they have inherited, and end, or execute another
 # program. The number of its operations goes to STATUS.INDEX, or what is wrong.
+# The operations follow from a seed: another one whenever the symbolic link
+# STATUS.seed names another. (A file that is open may not change before a restore.)
 import mmap, os, random, sys, time
 
 PAGE = 4096
@@ -20,8 +22,21 @@ for child in range(1, processes):
         break
 path = status.rsplit(".", 1)[0] + "." + str(index)
 output = os.open(path, os.O_WRONLY | os.O_CREAT)
+seeds = status.rsplit(".", 1)[0] + ".seed"
+seed = None
 random.seed(index)
 serial = 0
+
+
+def reseed():
+    global seed
+    try:
+        found = os.readlink(seeds)
+    except OSError:
+        return
+    if found != seed:
+        seed = found
+        random.seed(f"{seed} {index}")
 
 
 def fail(what):
@@ -122,6 +137,7 @@ def operate():
 
 count = 0
 while True:
+    reseed()
     operate()
     count += 1
     os.pwrite(output, b"%12d\n" % count, 0)

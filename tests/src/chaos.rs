@@ -103,7 +103,16 @@ struct Case {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Act {
     Checkpoint { leave_running: bool, verify: bool },
-    Restore { directory: bool },
+    Restore { way: Way },
+}
+
+/// How a restore has the image.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Way {
+    Stream,
+    Directory,
+    /// Memory comes from the file when it is touched.
+    Lazy,
 }
 
 /// When it happens.
@@ -113,6 +122,8 @@ enum Moment {
     After(Duration),
     /// When the stand-in has reached a step, and waits there for so long; and a little later.
     At { step: &'static str, pause: Duration, later: Duration },
+    /// When the process runs and its memory is still to come; and a little later.
+    Runs { later: Duration },
 }
 
 /// What happens.
@@ -193,15 +204,21 @@ impl Case {
         let act = match random.below(5) {
             0 => Act::Checkpoint { leave_running: true, verify: random.one_in(2) },
             1 | 2 => Act::Checkpoint { leave_running: false, verify: random.one_in(3) },
-            3 => Act::Restore { directory: true },
-            _ => Act::Restore { directory: false },
+            3 => Act::Restore { way: Way::Directory },
+            // The stand-in restores no memory.
+            _ if !world.is_stand_in && random.one_in(2) => Act::Restore { way: Way::Lazy },
+            _ => Act::Restore { way: Way::Stream },
         };
-        let shards = random.pick(&[1, 1, 2, 3]);
+        let is_lazy = act == Act::Restore { way: Way::Lazy };
+        let shards = if is_lazy { 1 } else { random.pick(&[1, 1, 2, 3]) };
         let steps: &[&'static str] = match act {
             Act::Checkpoint { .. } => &DUMP_STEPS,
             Act::Restore { .. } => &RESTORE_STEPS,
         };
-        let moment = match world.is_stand_in && random.one_in(2) {
+        let moment = match (world.is_stand_in || is_lazy) && random.one_in(2) {
+            true if is_lazy => Moment::Runs {
+                later: Duration::from_micros(random.magnitude_below(100_000) as u64),
+            },
             true => Moment::At {
                 step: random.pick(steps),
                 pause: Duration::from_millis(random.pick(&[0, 20, 150])),
@@ -213,7 +230,8 @@ impl Case {
             }
         };
         let whom = match random.below(8) {
-            0 | 1 => Whom::All,
+            // Who guards the memory and who brings it cannot be spared both.
+            0 | 1 if !is_lazy => Whom::All,
             2 => Whom::Ours,
             _ => Whom::One(random.below(1000)),
         };
@@ -286,9 +304,11 @@ impl Case {
     }
 
     fn restore(&mut self, world: &World) -> Result<End, Lost> {
-        let Act::Restore { directory } = self.act else { unreachable!() };
+        let Act::Restore { way } = self.act else { unreachable!() };
         let scene = Scene::with(world.criu.clone());
-        let mut hold = Hold::start(scene.path(), world.megabytes, !world.is_stand_in);
+        // So much that it takes a while to come.
+        let megabytes = world.megabytes * if way == Way::Lazy { 10 } else { 1 };
+        let mut hold = Hold::start(scene.path(), megabytes, !world.is_stand_in);
         let shards = self.shards.to_string();
         let options: Vec<&str> =
             ["-n", &shards].into_iter().chain(world.options.iter().map(String::as_str)).collect();
@@ -297,11 +317,16 @@ impl Case {
         hold.must_be_gone();
         let _ = std::fs::remove_file(scene.file("steps"));
         let mut filter = self.start_of(&scene, "criu-restore").args(&world.options);
-        if directory {
-            filter = filter.arg("--directory");
-        }
         let read = self.command("cat image$SHARD");
-        let told = self.carry_out(&scene, filter.args(["--", &read]))?;
+        filter = match way {
+            Way::Stream => filter.args(["--", &read]),
+            Way::Directory => filter.args(["--directory", "--", &read]),
+            Way::Lazy => {
+                let lines = std::fs::File::create(scene.file("lines"));
+                filter.args(["--json", "--lazy", "image"]).stdout(lines.expect("a file"))
+            }
+        };
+        let told = self.carry_out(&scene, filter)?;
         self.must_leave_nothing(&scene, &told)?;
         let life = hold.life();
         let runs = match &life {
@@ -329,7 +354,9 @@ impl Case {
             Fault::FullDisk(kilobytes) => scene.run_after(&format!("ulimit -f {kilobytes}"), name),
             _ => scene.run(name),
         };
-        filter = filter.args(["-n", &self.shards.to_string()]);
+        if self.act != (Act::Restore { way: Way::Lazy }) {
+            filter = filter.args(["-n", &self.shards.to_string()]);
+        }
         if let Moment::At { step, pause, .. } = &self.moment {
             filter = filter.env("STAND_IN_PAUSE", format!("{step}:{}", pause.as_millis()));
         }
@@ -392,6 +419,12 @@ impl Case {
             Moment::At { step, later, .. } => {
                 let reached = || scene.read("steps").lines().any(|line| line == *step);
                 while !reached() && running.is_running() {
+                    sleep(Duration::from_micros(200));
+                }
+                Instant::now() + *later
+            }
+            Moment::Runs { later } => {
+                while scene.read("lines").is_empty() && running.is_running() {
                     sleep(Duration::from_micros(200));
                 }
                 Instant::now() + *later
@@ -469,6 +502,9 @@ impl Case {
             (Act::Checkpoint { .. }, _) if says("the tree was let go") => true,
             (Act::Checkpoint { .. }, _) => says(if runs { "runs on" } else { "is gone" }),
             (Act::Restore { .. }, false) => says("restored") && runs,
+            (Act::Restore { way: Way::Lazy }, true) if says("; process ") => {
+                says("and runs") == runs
+            }
             (Act::Restore { .. }, true) => says("nothing is restored") != runs,
         };
         if true_words { Ok(()) } else { lie("the last line is not true") }
@@ -545,9 +581,9 @@ impl fmt::Display for Case {
                 let verify = if *verify { " --verify" } else { "" };
                 write!(f, "checkpoint{leave}{verify}")?;
             }
-            Act::Restore { directory } => {
-                write!(f, "restore{}", if *directory { " --directory" } else { "" })?;
-            }
+            Act::Restore { way: Way::Stream } => f.write_str("restore")?,
+            Act::Restore { way: Way::Directory } => f.write_str("restore --directory")?,
+            Act::Restore { way: Way::Lazy } => f.write_str("restore --lazy")?,
         }
         write!(f, " -n {shards}: {fault:?} {moment:?}")?;
         if hit.is_empty() { Ok(()) } else { write!(f, " hit {hit}") }

@@ -5,6 +5,7 @@ use std::fs;
 use std::io::Write;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
+use std::process::Command;
 
 use tempfile::{TempDir, tempdir};
 use tests::criu::RestoreClient;
@@ -232,4 +233,81 @@ fn it_is_refused_on_a_kernel_without_pidfd() {
     refused.refused(1, "no pidfd");
     let said = "image-serve: pidfd_open: Function not implemented: --lazy takes Linux 5.3";
     assert_eq!(refused.stderr, [said]);
+}
+
+/// The same for whatever starts `image-serve`. Under strace the programs get this error.
+#[test]
+fn where_there_is_no_memory_on_demand_the_cure_is_named_before_criu_is_started() {
+    let is_root = nix::unistd::geteuid().is_root();
+    let (no_capability, no_profile) = ("it takes CAP_SYS_PTRACE", "it takes a seccomp profile");
+    let cases = [
+        (Some("ENOSYS"), "this kernel has none (CONFIG_USERFAULTFD)"),
+        (Some("EPERM"), if is_root { no_profile } else { no_capability }),
+        (None, no_capability),
+    ];
+    for (error, cure) in cases {
+        for name in ["image-serve", "criu-restore", "criu-run"] {
+            let dir = tempdir().expect("a directory");
+            let mode = std::os::unix::fs::PermissionsExt::from_mode(0o777);
+            fs::set_permissions(dir.path(), mode).expect("anybody may use it");
+            // criu-run takes no descriptor that it could not carry over.
+            let close = "for fd in /proc/self/fd/*; do fd=${fd##*/}; \
+                         [ $fd -lt 3 ] || eval \"exec $fd>&-\"; done; exec \"$@\"";
+            let inject = format!("inject=userfaultfd:error={}", error.unwrap_or_default());
+            let log = dir.path().join("log").display().to_string();
+            let strace = ["strace", "-f", "-o", &log, "-e", &inject];
+            let mut words = vec!["bash", "-c", close, "bash"];
+            if error.is_some() {
+                words.extend(strace);
+            }
+            let works = Command::new("strace").arg("-V").output();
+            if error.is_some() && !works.is_ok_and(|told| told.status.success()) {
+                println!("skipped: {name} without userfaultfd: no strace");
+                continue;
+            }
+            let filter = Filter::under(&words, name);
+            let filter = if error.is_some() { filter } else { filter.unprivileged() };
+            let finished = start_lazily(filter, name, &dir);
+            let messages = finished.stderr.join("\n");
+            assert!(!finished.status.success(), "{name}, {error:?}: {messages}");
+            let told = messages.contains("userfaultfd: ") && messages.contains(cure);
+            assert!(told, "{name}, {error:?}: no '{cure}': {messages}");
+            assert!(!dir.path().join("started").exists(), "{name}, {error:?}: CRIU was started");
+        }
+    }
+}
+
+fn start_lazily(filter: Filter, name: &str, dir: &TempDir) -> Finished {
+    let (criu, started) = (dir.path().join("criu"), dir.path().join("started"));
+    fs::write(&criu, format!("#!/bin/sh\ntouch {}\n", started.display())).expect("a script");
+    let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+    fs::set_permissions(&criu, mode).expect("make it executable");
+    let path = dir.path().join("image");
+    fs::write(&path, image(&pagemap(&[]), b"")).expect("write an image");
+    let stdin = fs::File::open(&path).expect("open the image");
+    let filter = filter.env("CRIU", &criu).env("TMPDIR", dir.path()).current_dir(dir.path());
+    let filter = match name {
+        "image-serve" => filter.args(["--lazy", "--"]).arg(&criu),
+        "criu-restore" => filter.arg("--lazy").arg(&path),
+        _ => filter.arg("--image").arg(&path).args(["--lazy", "--", "true"]),
+    };
+    filter.stdin(stdin).start().finish()
+}
+
+#[test]
+fn criu_run_takes_memory_on_demand_from_no_command_and_from_nothing_compressed() {
+    let dir = tempdir().expect("a directory");
+    let cases = [
+        (["--save=cat", "--load=true"], "--lazy reads memory from a file in any order"),
+        (["--image=job.img.zst", "--quiet"], "a compressed image does not allow"),
+        (["--image=job.img.lz4", "--quiet"], "a compressed image does not allow"),
+        (["--image=job.img.gz", "--quiet"], "a compressed image does not allow"),
+    ];
+    for (options, words) in cases {
+        let run = Filter::new("criu-run").current_dir(dir.path()).args(options);
+        let refused = run.args(["--lazy", "--", "touch", "started"]).run(&[]);
+        refused.refused(2, words);
+        assert!(refused.stderr[0].contains(words), "{:?}", refused.stderr);
+        assert!(files_in(dir.path()).is_empty(), "{words}: the program was started");
+    }
 }

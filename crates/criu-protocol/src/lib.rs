@@ -7,7 +7,7 @@
 //!
 //! With `--page-server` CRIU sends all memory over one connection, and writes the other files
 //! itself: [`page_server`] reads that protocol, and [`Pagemap`] is the image's map of its memory
-//! (docs/design.md section 9).
+//! (docs/design.md section 9). Who passes a file on with one field changed finds it by [`fields`].
 //!
 //! ```
 //! use criu_protocol::{Connection, Direction, Event};
@@ -24,6 +24,7 @@
 
 mod client;
 mod connection;
+pub mod fields;
 pub mod inventory;
 mod listener;
 mod message;

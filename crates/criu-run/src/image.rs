@@ -19,6 +19,16 @@ pub(crate) struct Image {
     how_to_see: HowToSee,
 }
 
+/// What a restore reads.
+pub(crate) enum Source<'a> {
+    /// A file that is the image.
+    File(&'a Path),
+    /// A file that is the image when it is unpacked.
+    CompressedFile(&'a Path),
+    /// What a command writes.
+    Command,
+}
+
 #[derive(Clone, Debug)]
 enum HowToSee {
     /// By this file.
@@ -44,18 +54,14 @@ impl Image {
     /// An image in a file, whose path is absolute.
     pub(crate) fn in_file(path: &Path) -> Image {
         let quoted = quote(&path.to_string_lossy());
-        let (pack, unpack) = match path.extension().and_then(|it| it.to_str()) {
-            Some("zst") => ("zstd -q --check -c", "zstd -q -dc"),
-            Some("lz4") => ("lz4 -q -c", "lz4 -q -dc"),
-            Some("gz") => ("gzip -c", "gzip -dc"),
-            _ => ("cat", "cat"),
-        };
+        let (pack, unpack) = compression(path).unwrap_or(("cat", "cat"));
         let directory = path.parent().unwrap_or(Path::new("/"));
         let directory = quote(&directory.to_string_lossy());
         Image {
-            // The old one stays until the new one is whole and on the disk.
+            // The old one stays until the new one is whole and on the disk. Several copies of the
+            // program may be checkpointed at once.
             save: format!(
-                "new={quoted}.new; trap 'rm -f \"$new\"' EXIT; \
+                "new={quoted}.new.$IMAGE_ID; trap 'rm -f \"$new\"' EXIT; \
                  {pack} > \"$new\" && sync \"$new\" && mv -f \"$new\" {quoted} && sync {directory}"
             ),
             load: format!("{unpack} < {quoted}"),
@@ -67,6 +73,15 @@ impl Image {
     pub(crate) fn behind(save: String, load: String, exists: Option<String>) -> Image {
         let how_to_see = exists.map_or(HowToSee::Load, HowToSee::Command);
         Image { save, load, how_to_see }
+    }
+
+    /// What a restore reads.
+    pub(crate) fn source(&self) -> Source<'_> {
+        match &self.how_to_see {
+            HowToSee::File(path) if compression(path).is_some() => Source::CompressedFile(path),
+            HowToSee::File(path) => Source::File(path),
+            HowToSee::Command(_) | HowToSee::Load => Source::Command,
+        }
     }
 
     /// Whether there is one. A signal that asks for the end is answered meanwhile.
@@ -184,6 +199,16 @@ impl Drop for Asked<'_> {
             let _ = killpg(Pid::from_raw(self.child.id() as i32), Signal::SIGKILL);
             let _ = self.child.wait();
         }
+    }
+}
+
+/// What packs and unpacks an image in a file of this name.
+fn compression(path: &Path) -> Option<(&'static str, &'static str)> {
+    match path.extension()?.to_str()? {
+        "zst" => Some(("zstd -q --check -c", "zstd -q -dc")),
+        "lz4" => Some(("lz4 -q -c", "lz4 -q -dc")),
+        "gz" => Some(("gzip -c", "gzip -dc")),
+        _ => None,
     }
 }
 

@@ -123,6 +123,13 @@ struct Life {
     result: Option<File>,
     text: Vec<u8>,
     restoring: bool,
+    /// Whether a restore was asked to give up. It may have let the program run by then, which gets
+    /// the signal.
+    called_back: bool,
+    /// Whether memory of the program is still to come: what is frozen then has no whole image.
+    filling: bool,
+    /// Why the program was killed: its memory could not come.
+    lost: Option<String>,
     /// Held while CRIU restores.
     turn: Option<Turn>,
     checkpoint: Option<Checkpoint>,
@@ -178,7 +185,17 @@ struct Outcome {
     frozen_millis: u64,
     #[serde(default)]
     duration_millis: u64,
+    #[serde(flatten)]
+    memory: Option<Memory>,
     cause: Option<String>,
+}
+
+/// How much of the program's memory has come, in a result of `criu-restore --lazy`.
+#[derive(Clone, Copy, Debug, Deserialize)]
+struct Memory {
+    filled: u64,
+    left: u64,
+    fill_duration_millis: u64,
 }
 
 impl Life {
@@ -223,6 +240,9 @@ impl Life {
             result,
             text: Vec::new(),
             restoring: exists,
+            called_back: false,
+            filling: false,
+            lost: None,
             turn,
             checkpoint: None,
             asked: None,
@@ -250,9 +270,12 @@ impl Life {
     fn wait(&self) {
         let mut fds = vec![PollFd::new(self.signals.as_fd(), PollFlags::POLLIN)];
         fds.extend(self.result.iter().map(|it| PollFd::new(it.as_fd(), PollFlags::POLLIN)));
-        let limit = match self.plan.every.filter(|_| self.may_take_snapshot()) {
-            Some(every) => every.saturating_sub(self.last_snapshot.elapsed()),
-            None => Duration::from_secs(60),
+        let limit = match (self.asked, self.plan.every) {
+            (Some((_, since)), _) if self.filling => self.left_since(since),
+            (_, Some(every)) if self.may_take_snapshot() => {
+                every.saturating_sub(self.last_snapshot.elapsed())
+            }
+            _ => Duration::from_secs(60),
         };
         if poll::wait_for(&mut fds, limit).is_err() {
             std::thread::sleep(Duration::from_millis(100));
@@ -270,6 +293,7 @@ impl Life {
                 }
                 // A restore that is not done has changed nothing: the image is as it was.
                 if self.restoring {
+                    self.called_back = true;
                     let _ = kill(self.stand.pid, Signal::SIGTERM);
                 }
             }
@@ -300,24 +324,47 @@ impl Life {
     fn take_outcome(&mut self, outcome: Outcome) {
         if let Some(checkpoint) = &mut self.checkpoint {
             checkpoint.result = Some(outcome);
-        } else if self.restoring && outcome.result == "restored" {
-            self.restoring = false;
-            self.turn = None;
-            self.root = outcome.process.map(Pid::from_raw);
-            self.stand.is_init = outcome.pid_namespace;
-            self.last_snapshot = Instant::now();
-            self.teller.tell(&Event::Restored {
-                process: outcome.process.unwrap_or(0),
-                bytes: outcome.bytes,
-                duration_millis: outcome.duration_millis,
-            });
+        } else if outcome.result == "restored" {
+            if self.restoring {
+                self.take_restored(&outcome);
+            }
+            if let Some(memory) = outcome.memory {
+                self.take_memory(memory);
+            }
+        } else if outcome.result == "failed" && self.filling {
+            self.lost = outcome.cause;
         }
+    }
+
+    fn take_restored(&mut self, outcome: &Outcome) {
+        self.restoring = false;
+        self.turn = None;
+        self.root = outcome.process.map(Pid::from_raw);
+        self.stand.is_init = outcome.pid_namespace;
+        self.last_snapshot = Instant::now();
+        self.teller.tell(&Event::Restored {
+            process: outcome.process.unwrap_or(0),
+            bytes: outcome.bytes,
+            duration_millis: outcome.duration_millis,
+        });
+    }
+
+    /// The line that says that nothing is left is the last.
+    fn take_memory(&mut self, memory: Memory) {
+        let Memory { filled, left, fill_duration_millis } = memory;
+        self.filling = left > 0;
+        self.teller.tell(&match self.filling {
+            true => Event::Filling { filled, left },
+            false => Event::Filled { filled, fill_duration_millis },
+        });
     }
 
     fn take_end(&mut self, pid: Pid, status: ExitStatus) {
         self.relays.retain(|relay| *relay != pid);
         self.teller.running.retain(|command| *command != pid);
         if pid == self.stand.pid {
+            // What criu-restore said at last.
+            self.hear();
             match self.root.filter(|root| *root != pid && is_running(*root)) {
                 // criu-restore was killed. The program has become a child of ours, or will be one
                 // when what was beside criu-restore has ended too.
@@ -380,7 +427,13 @@ impl Life {
     }
 
     fn may_take_snapshot(&self) -> bool {
-        self.root.is_some() && self.checkpoint.is_none() && self.asked.is_none()
+        let is_whole = self.root.is_some() && !self.filling;
+        is_whole && self.checkpoint.is_none() && self.asked.is_none()
+    }
+
+    /// What is left of the time for a checkpoint that was asked for then.
+    fn left_since(&self, asked: Instant) -> Duration {
+        self.plan.deadline.saturating_sub(asked.elapsed())
     }
 
     /// Begins what is due; the exit status when all is over.
@@ -396,8 +449,12 @@ impl Life {
             return Some(self.end(status));
         }
         if let (Some((_, since)), Some(root)) = (self.asked, self.root) {
-            let left = self.plan.deadline.saturating_sub(since.elapsed());
-            self.begin_checkpoint(root, false, left);
+            let left = self.left_since(since);
+            match self.filling {
+                false => self.begin_checkpoint(root, false, left),
+                true if left.is_zero() => self.give_up_filling(),
+                true => {}
+            }
             return None;
         }
         let is_due = self.plan.every.is_some_and(|every| self.last_snapshot.elapsed() >= every);
@@ -405,6 +462,15 @@ impl Life {
             self.begin_checkpoint(root, true, Duration::from_secs(3600));
         }
         None
+    }
+
+    /// No checkpoint has begun in time: memory was still to come.
+    fn give_up_filling(&mut self) {
+        let deadline = self.plan.deadline.as_secs();
+        let cause = format!("{deadline} s were not enough; waited for the program's memory");
+        self.teller.voice.say(&cause);
+        self.teller.tell(&Event::Failed { snapshot: false, cause });
+        self.give_up_on(false);
     }
 
     fn begin_checkpoint(&mut self, root: Pid, snapshot: bool, limit: Duration) {
@@ -436,7 +502,18 @@ impl Life {
             self.let_output_end();
             return ExitCode::from(self.plan.checkpointed_status);
         }
+        if let Some(cause) = self.lost.take() {
+            self.teller.tell(&Event::Ended { status: 128 + Signal::SIGKILL as i32 });
+            self.let_output_end();
+            self.teller.voice.last(format_args!(
+                "the program was killed, as its memory could not come: {cause}; the image is kept"
+            ));
+            return ExitCode::from(OWN_FAILURE);
+        }
         let (code, signal) = self.as_program(status);
+        if self.called_back && signal == Some(Signal::SIGTERM) {
+            return self.end_as_it_was();
+        }
         self.teller.tell(&Event::Ended { status: i32::from(code) });
         self.let_output_end();
         if let Some(signal) = signal {
@@ -446,17 +523,22 @@ impl Life {
     }
 
     fn end_without_restore(&mut self, status: ExitStatus) -> ExitCode {
-        self.let_output_end();
         if self.asked.is_some() {
-            // It was asked to go before it was back: the image is as it was.
-            self.teller.tell(&Event::Checkpointed(Figures::default()));
-            return ExitCode::from(self.plan.checkpointed_status);
+            return self.end_as_it_was();
         }
+        self.let_output_end();
         let ended = HasEnded(status);
         self.teller.voice.last(format_args!(
             "not restored: criu-restore {ended}; the image is kept (--fresh starts the program anew)"
         ));
         ExitCode::from(NOT_RESTORED)
+    }
+
+    /// It was asked to go before it was back, or at that moment: the image is as it was.
+    fn end_as_it_was(&mut self) -> ExitCode {
+        self.let_output_end();
+        self.teller.tell(&Event::Checkpointed(Figures::default()));
+        ExitCode::from(self.plan.checkpointed_status)
     }
 
     /// The program's exit status, or its signal and the status that a shell shows for that.
@@ -502,20 +584,27 @@ struct Prepared {
 
 impl Prepared {
     /// With options that both commands have, and CRIU's.
-    fn new(name: &str, plan: &Plan, words: Vec<OsString>, text: &str) -> io::Result<Prepared> {
+    fn new(
+        name: &str,
+        plan: &Plan,
+        words: Vec<OsString>,
+        text: Option<&str>,
+    ) -> io::Result<Prepared> {
         let Pipe { read, write } = Pipe::new()?;
         let mut command = Command::new(filters::path_of(name).ok_or(io::ErrorKind::NotFound)?);
         command.args(words).arg("--json-fd").arg(write.as_raw_fd().to_string());
         if plan.shards.get() > 1 {
             command.arg("--shards").arg(plan.shards.to_string());
         }
-        if plan.quiet || plan.json {
-            command.arg("--quiet");
-        }
         if plan.verbose {
             command.arg("--verbose");
+        } else if plan.quiet || plan.json {
+            command.arg("--quiet");
         }
-        command.args(&plan.criu_options).arg("--").arg(text);
+        command.args(&plan.criu_options);
+        if let Some(text) = text {
+            command.arg("--").arg(text);
+        }
         Ok(Prepared { command, result: read, write })
     }
 
@@ -541,7 +630,7 @@ fn checkpoint(plan: &Plan, root: Pid, snapshot: bool, limit: Duration) -> io::Re
     if !plan.criu_options.iter().any(|it| it == "--ghost-limit") {
         words.extend(["--ghost-limit".into(), "64M".into()]);
     }
-    let mut prepared = Prepared::new("criu-checkpoint", plan, words, &plan.image.save)?;
+    let mut prepared = Prepared::new("criu-checkpoint", plan, words, Some(&plan.image.save))?;
     let stderr = io::stderr().as_fd().try_clone_to_owned()?;
     prepared.command.stdin(Stdio::null()).stdout(stderr);
     process::as_our_caller(&mut prepared.command, &[0, 1]);
@@ -554,7 +643,14 @@ fn restore(plan: &Plan, descriptors: StandardDescriptors) -> io::Result<(Pid, Fi
     if !plan.files.is_empty() {
         words.push("--fs".into());
     }
-    let mut prepared = Prepared::new("criu-restore", plan, words, &plan.image.load)?;
+    let text = match &plan.lazy {
+        Some(file) => {
+            words.extend(["--lazy".into(), file.into()]);
+            None
+        }
+        None => Some(plan.image.load.as_str()),
+    };
+    let mut prepared = Prepared::new("criu-restore", plan, words, text)?;
     descriptors.give(&mut prepared.command);
     process::as_our_caller(&mut prepared.command, &[]);
     prepared.start()

@@ -47,6 +47,13 @@ struct Args {
     #[arg(long, value_name = "FILE", conflicts_with_all = ["save", "load", "exists"], verbatim_doc_comment)]
     image: Option<PathBuf>,
 
+    /// Let a restored program run before its memory is there
+    ///
+    /// FILE must not be compressed: memory comes from it when it is touched,
+    /// and meanwhile. A checkpoint waits until all of it is there.
+    #[arg(long, verbatim_doc_comment)]
+    lazy: bool,
+
     /// Store the image, from standard input, by COMMAND
     #[arg(long, value_name = "COMMAND", requires = "load")]
     save: Option<String>,

@@ -15,6 +15,10 @@ pub(crate) enum Event {
     Started { process: i32 },
     /// The program goes on from its image.
     Restored { process: i32, bytes: u64, duration_millis: u64 },
+    /// So much of its memory has come, and is still to come, in bytes.
+    Filling { filled: u64, left: u64 },
+    /// All of its memory is there.
+    Filled { filled: u64, fill_duration_millis: u64 },
     /// A checkpoint or a snapshot has begun.
     Freezing { snapshot: bool },
     /// A snapshot is safe.
@@ -71,7 +75,10 @@ impl Teller {
             (false, false) => self.say(event),
             (false, true) => {}
         }
-        self.run_command(event, &line);
+        // This one comes every second.
+        if !matches!(event, Event::Filling { .. }) {
+            self.run_command(event, &line);
+        }
     }
 
     fn line(&self, event: &Event) -> String {
@@ -101,7 +108,10 @@ impl Teller {
             Event::Freezing { snapshot: true } => self.voice.say("snapshot"),
             Event::Freezing { snapshot: false } => self.voice.say("checkpoint"),
             Event::Ended { status } => self.voice.say(format_args!("ended: status {status}")),
-            Event::Snapshot(_) | Event::Checkpointed(_) => {}
+            Event::Filling { .. }
+            | Event::Filled { .. }
+            | Event::Snapshot(_)
+            | Event::Checkpointed(_) => {}
         }
     }
 
@@ -126,6 +136,8 @@ impl Event {
         match self {
             Event::Started { .. } => "started",
             Event::Restored { .. } => "restored",
+            Event::Filling { .. } => "filling",
+            Event::Filled { .. } => "filled",
             Event::Freezing { .. } => "freezing",
             Event::Snapshot(_) => "snapshot",
             Event::Checkpointed(_) => "checkpointed",

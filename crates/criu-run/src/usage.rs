@@ -1,6 +1,6 @@
 //! From the command line to a plan.
 
-use crate::image::Image;
+use crate::image::{Image, Source};
 use crate::{Args, NAME, OnFailure};
 use nix::sys::signal::Signal;
 use std::env;
@@ -18,6 +18,8 @@ use supervise::tell::Voice;
 pub(crate) struct Plan {
     pub(crate) image: Image,
     pub(crate) fresh: bool,
+    /// The file that memory comes from when the restored program runs.
+    pub(crate) lazy: Option<PathBuf>,
     pub(crate) shards: NonZeroUsize,
     /// Absolute paths.
     pub(crate) files: Vec<PathBuf>,
@@ -44,6 +46,10 @@ enum UsageError {
     NoProgram,
     /// It is not said where the image is kept.
     NoImage,
+    /// Memory on demand, and the image is in no file.
+    LazyCommand,
+    /// Memory on demand, and the file is compressed.
+    LazyCompressed(PathBuf),
     /// All shards would go to one place.
     OneShard(&'static str),
     /// A relative path, and the current directory is gone.
@@ -85,9 +91,16 @@ fn plan(
         }
         (None, ..) => return Err(UsageError::NoImage),
     };
+    let lazy = match image.source() {
+        _ if !args.lazy => None,
+        Source::File(path) => Some(path.to_owned()),
+        Source::CompressedFile(path) => return Err(UsageError::LazyCompressed(path.to_owned())),
+        Source::Command => return Err(UsageError::LazyCommand),
+    };
     Ok(Plan {
         image,
         fresh: args.fresh,
+        lazy,
         shards: args.shards,
         files: args.fs.iter().map(absolute).collect::<Result<_, _>>()?,
         checkpoint_on: args.checkpoint_on,
@@ -139,6 +152,14 @@ impl fmt::Display for UsageError {
             UsageError::NoProgram => f.write_str("the program is missing: it stands after --"),
             UsageError::NoImage => f.write_str(
                 "it is not said where the image is kept: --image FILE, or --save and --load",
+            ),
+            UsageError::LazyCommand => f.write_str(
+                "--lazy reads memory from a file in any order: it takes --image, not --load",
+            ),
+            UsageError::LazyCompressed(path) => write!(
+                f,
+                "{}: --lazy reads memory in any order, which a compressed image does not allow",
+                path.display()
             ),
             UsageError::OneShard(option) => write!(
                 f,

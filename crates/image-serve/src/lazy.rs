@@ -119,7 +119,9 @@ impl Lazy {
             let map = lazy_pages::split(&bytes, page() as u64)
                 .map_err(|error| Error::Pagemap(name.clone(), error))?;
             let (pages_name, pages_image) = pages_image(store, &name, &map)?;
+            // CRIU hands over the memory of every process, also where nothing of it is late.
             if map.lazy.is_empty() {
+                pages.add(pid, pages_image, map.lazy);
                 continue;
             }
             store.insert(pages_name, eager(&pages_image, &map));

@@ -4,6 +4,9 @@
 //! and the lengths around it. So what we don't know of the file stays as it is, whatever version
 //! of CRIU wrote it.
 
+use criu_protocol::fields::{
+    Field, Malformed, Value, fields, messages, put_bytes, put_message, put_number,
+};
 use std::collections::BTreeSet;
 use std::fmt;
 use std::str::FromStr;
@@ -23,12 +26,6 @@ const SRC_PORT: u64 = 7;
 
 const TCP: u64 = 6;
 const TCP_LISTEN: u64 = 10;
-
-/// Wire types of protobuf.
-const VARINT: u64 = 0;
-const FIXED64: u64 = 1;
-const BYTES: u64 = 2;
-const FIXED32: u64 = 5;
 
 /// `OLD:NEW`: what listened on one port is to listen on another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,17 +62,9 @@ impl FromStr for PortMove {
 /// `files.img` with the ports moved.
 pub(crate) fn remap(file: &[u8], moves: &[PortMove]) -> Result<Vec<u8>, RemapError> {
     let mut remap = Remap { moves, listening: BTreeSet::new() };
-    let mut rest = file.strip_prefix(&MAGIC).ok_or(RemapError::Malformed)?;
     let mut out = MAGIC.to_vec();
-    while !rest.is_empty() {
-        let (length, after) = rest.split_first_chunk().ok_or(RemapError::Malformed)?;
-        let length = u32::from_le_bytes(*length) as usize;
-        let (entry, after) = after.split_at_checked(length).ok_or(RemapError::Malformed)?;
-        let entry = remap.file_entry(entry)?;
-        let length = u32::try_from(entry.len()).map_err(|_| RemapError::Malformed)?;
-        out.extend_from_slice(&length.to_le_bytes());
-        out.extend_from_slice(&entry);
-        rest = after;
+    for entry in messages(file.strip_prefix(&MAGIC).ok_or(Malformed)?) {
+        put_message(&mut out, &remap.file_entry(entry?)?)?;
     }
     match moves.iter().find(|port| !remap.listening.contains(&port.old)) {
         Some(port) => Err(RemapError::NotListening(port.old, remap.listening)),
@@ -90,16 +79,12 @@ struct Remap<'a> {
 }
 
 impl Remap<'_> {
-    fn file_entry(&mut self, entry: &[u8]) -> Result<Vec<u8>, RemapError> {
+    fn file_entry(&mut self, entry: &[u8]) -> Result<Vec<u8>, Malformed> {
         let mut out = Vec::with_capacity(entry.len() + 4);
-        for field in Fields(entry) {
-            let field = field?;
-            match field {
+        for field in fields(entry) {
+            match field? {
                 Field { number: ISK, value: Value::Bytes(socket), .. } => {
-                    let socket = self.socket(socket)?;
-                    put_varint(&mut out, ISK << 3 | BYTES);
-                    put_varint(&mut out, socket.len() as u64);
-                    out.extend_from_slice(&socket);
+                    put_bytes(&mut out, ISK, &self.socket(socket)?);
                 }
                 Field { raw, .. } => out.extend_from_slice(raw),
             }
@@ -107,18 +92,17 @@ impl Remap<'_> {
         Ok(out)
     }
 
-    fn socket(&mut self, socket: &[u8]) -> Result<Vec<u8>, RemapError> {
+    fn socket(&mut self, socket: &[u8]) -> Result<Vec<u8>, Malformed> {
         let Some(old) = listening_port(socket)? else { return Ok(socket.to_vec()) };
         self.listening.insert(old);
         let Some(port) = self.moves.iter().find(|port| port.old == old) else {
             return Ok(socket.to_vec());
         };
         let mut out = Vec::with_capacity(socket.len() + 2);
-        for field in Fields(socket) {
+        for field in fields(socket) {
             match field? {
-                Field { number: SRC_PORT, value: Value::Varint(_), .. } => {
-                    put_varint(&mut out, SRC_PORT << 3 | VARINT);
-                    put_varint(&mut out, port.new.into());
+                Field { number: SRC_PORT, value: Value::Number(_), .. } => {
+                    put_number(&mut out, SRC_PORT, port.new.into());
                 }
                 Field { raw, .. } => out.extend_from_slice(raw),
             }
@@ -128,13 +112,13 @@ impl Remap<'_> {
 }
 
 /// The port of a TCP socket that listens.
-fn listening_port(socket: &[u8]) -> Result<Option<u16>, RemapError> {
+fn listening_port(socket: &[u8]) -> Result<Option<u16>, Malformed> {
     let (mut proto, mut state, mut port) = (0, 0, 0);
-    for field in Fields(socket) {
+    for field in fields(socket) {
         match field? {
-            Field { number: PROTO, value: Value::Varint(value), .. } => proto = value,
-            Field { number: STATE, value: Value::Varint(value), .. } => state = value,
-            Field { number: SRC_PORT, value: Value::Varint(value), .. } => port = value,
+            Field { number: PROTO, value: Value::Number(value), .. } => proto = value,
+            Field { number: STATE, value: Value::Number(value), .. } => state = value,
+            Field { number: SRC_PORT, value: Value::Number(value), .. } => port = value,
             _ => {}
         }
     }
@@ -142,71 +126,10 @@ fn listening_port(socket: &[u8]) -> Result<Option<u16>, RemapError> {
     Ok(u16::try_from(port).ok().filter(|_| listens))
 }
 
-/// The fields of a message, one after the other.
-struct Fields<'a>(&'a [u8]);
-
-struct Field<'a> {
-    number: u64,
-    value: Value<'a>,
-    /// The field as it stands.
-    raw: &'a [u8],
-}
-
-enum Value<'a> {
-    Varint(u64),
-    Bytes(&'a [u8]),
-    Other,
-}
-
-impl<'a> Iterator for Fields<'a> {
-    type Item = Result<Field<'a>, RemapError>;
-
-    fn next(&mut self) -> Option<Self::Item> {
-        if self.0.is_empty() {
-            return None;
-        }
-        let field = split_field(self.0).ok_or(RemapError::Malformed);
-        self.0 = match &field {
-            Ok(field) => self.0.get(field.raw.len()..).unwrap_or_default(),
-            Err(_) => &[],
-        };
-        Some(field)
+impl From<Malformed> for RemapError {
+    fn from(_: Malformed) -> RemapError {
+        RemapError::Malformed
     }
-}
-
-fn split_field(bytes: &[u8]) -> Option<Field<'_>> {
-    let (tag, rest) = split_varint(bytes)?;
-    let (value, rest) = match tag & 7 {
-        VARINT => {
-            let (value, rest) = split_varint(rest)?;
-            (Value::Varint(value), rest)
-        }
-        BYTES => {
-            let (length, rest) = split_varint(rest)?;
-            let (value, rest) = rest.split_at_checked(usize::try_from(length).ok()?)?;
-            (Value::Bytes(value), rest)
-        }
-        FIXED64 => (Value::Other, rest.get(8..)?),
-        FIXED32 => (Value::Other, rest.get(4..)?),
-        _ => return None,
-    };
-    let raw = bytes.get(..bytes.len() - rest.len())?;
-    Some(Field { number: tag >> 3, value, raw })
-}
-
-fn split_varint(bytes: &[u8]) -> Option<(u64, &[u8])> {
-    let length = bytes.iter().take(10).position(|byte| byte & 0x80 == 0)? + 1;
-    let (varint, rest) = bytes.split_at_checked(length)?;
-    let value = varint.iter().rev().fold(0, |value, byte| value << 7 | u64::from(byte & 0x7f));
-    Some((value, rest))
-}
-
-fn put_varint(out: &mut Vec<u8>, mut value: u64) {
-    while value >= 0x80 {
-        out.push(value as u8 | 0x80);
-        value >>= 7;
-    }
-    out.push(value as u8);
 }
 
 impl fmt::Display for RemapError {
@@ -232,16 +155,13 @@ mod tests {
 
     fn varint(number: u64, value: u64) -> Vec<u8> {
         let mut out = Vec::new();
-        put_varint(&mut out, number << 3 | VARINT);
-        put_varint(&mut out, value);
+        put_number(&mut out, number, value);
         out
     }
 
     fn bytes(number: u64, value: &[u8]) -> Vec<u8> {
         let mut out = Vec::new();
-        put_varint(&mut out, number << 3 | BYTES);
-        put_varint(&mut out, value.len() as u64);
-        out.extend_from_slice(value);
+        put_bytes(&mut out, number, value);
         out
     }
 

@@ -6,6 +6,7 @@
 //! come late; [`split`] takes them out of the file that CRIU gets, as `criu dump --lazy-pages` would
 //! have written it. All that we don't know of the file stays as it is.
 
+use criu_protocol::fields::{Field, Malformed, Value, fields, messages, put_message, put_number};
 use std::fmt;
 
 /// The magic numbers that the file begins with, each a little-endian `u32`.
@@ -28,12 +29,6 @@ const PARENT: u64 = 1;
 const LAZY: u64 = 2;
 /// They are in the pages image.
 const PRESENT: u64 = 4;
-
-/// Wire types of protobuf.
-const VARINT: u64 = 0;
-const FIXED64: u64 = 1;
-const BYTES: u64 = 2;
-const FIXED32: u64 = 5;
 
 /// A pagemap, parted into what CRIU restores and what comes late.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -72,16 +67,14 @@ pub enum PagemapError {
 
 /// Parts a pagemap whose pages have `page` bytes.
 pub fn split(file: &[u8], page: u64) -> Result<Pagemap, PagemapError> {
-    let rest = file.strip_prefix(&MAGIC).ok_or(PagemapError::Malformed)?;
-    let (head, mut rest) = split_message(rest).ok_or(PagemapError::Malformed)?;
+    let mut messages = messages(file.strip_prefix(&MAGIC).ok_or(Malformed)?);
+    let head = messages.next().ok_or(Malformed)??;
     let mut map = Pagemap { pages_id: pages_id(head)?, ..Pagemap::default() };
     map.rewritten.extend_from_slice(&MAGIC);
     put_message(&mut map.rewritten, head)?;
     let mut end = 0;
-    while !rest.is_empty() {
-        let (entry, after) = split_message(rest).ok_or(PagemapError::Malformed)?;
-        end = map.add(entry, end, page)?;
-        rest = after;
+    for entry in messages {
+        end = map.add(entry?, end, page)?;
     }
     Ok(map)
 }
@@ -90,8 +83,8 @@ impl Pagemap {
     /// Takes in an entry, which must lie behind the address `end`; returns where it ends.
     fn add(&mut self, entry: &[u8], end: u64, page: u64) -> Result<u64, PagemapError> {
         let Entry { address, pages, flags } = Entry::decode(entry)?;
-        let length = pages.checked_mul(page).ok_or(PagemapError::Malformed)?;
-        let behind = address.checked_add(length).ok_or(PagemapError::Malformed)?;
+        let length = pages.checked_mul(page).ok_or(Malformed)?;
+        let behind = address.checked_add(length).ok_or(Malformed)?;
         if address < end || address % page != 0 {
             return Err(PagemapError::Malformed);
         }
@@ -101,13 +94,14 @@ impl Pagemap {
         let offset = self.size;
         let is_late = flags & LAZY != 0 && flags & PRESENT != 0;
         if flags & PRESENT != 0 {
-            self.size = offset.checked_add(length).ok_or(PagemapError::Malformed)?;
+            self.size = offset.checked_add(length).ok_or(Malformed)?;
         }
         if is_late {
             if length > 0 {
                 self.lazy.push(Late { address, length, offset });
             }
-            return put_message(&mut self.rewritten, &absent(entry, flags)?).map(|()| behind);
+            put_message(&mut self.rewritten, &absent(entry, flags)?)?;
+            return Ok(behind);
         }
         if flags & PRESENT != 0 && length > 0 {
             match self.eager.last_mut() {
@@ -115,7 +109,8 @@ impl Pagemap {
                 _ => self.eager.push((offset, length)),
             }
         }
-        put_message(&mut self.rewritten, entry).map(|()| behind)
+        put_message(&mut self.rewritten, entry)?;
+        Ok(behind)
     }
 }
 
@@ -129,33 +124,33 @@ impl Entry {
     fn decode(entry: &[u8]) -> Result<Entry, PagemapError> {
         let (mut address, mut compat, mut pages) = (None, None, None);
         let (mut in_parent, mut flags) = (false, None);
-        for field in Fields(entry) {
-            match field? {
-                Field { number: ADDRESS, value: Some(value), .. } => address = Some(value),
-                Field { number: COMPAT_PAGES, value: Some(value), .. } => compat = Some(value),
-                Field { number: IN_PARENT, value: Some(value), .. } => in_parent = value != 0,
-                Field { number: FLAGS, value: Some(value), .. } => flags = Some(value),
-                Field { number: PAGES, value: Some(value), .. } => pages = Some(value),
+        for field in fields(entry) {
+            let Field { number, value: Value::Number(value), .. } = field? else { continue };
+            match number {
+                ADDRESS => address = Some(value),
+                COMPAT_PAGES => compat = Some(value),
+                IN_PARENT => in_parent = value != 0,
+                FLAGS => flags = Some(value),
+                PAGES => pages = Some(value),
                 _ => {}
             }
         }
         let without = if in_parent { PARENT } else { PRESENT };
         Ok(Entry {
-            address: address.ok_or(PagemapError::Malformed)?,
-            pages: pages.or(compat).ok_or(PagemapError::Malformed)?,
+            address: address.ok_or(Malformed)?,
+            pages: pages.or(compat).ok_or(Malformed)?,
             flags: flags.unwrap_or(without) | if in_parent { PARENT } else { 0 },
         })
     }
 }
 
 /// The entry as it is when the pages are not in the pages image.
-fn absent(entry: &[u8], flags: u64) -> Result<Vec<u8>, PagemapError> {
+fn absent(entry: &[u8], flags: u64) -> Result<Vec<u8>, Malformed> {
     let mut out = Vec::with_capacity(entry.len());
-    for field in Fields(entry) {
+    for field in fields(entry) {
         match field? {
-            Field { number: FLAGS, value: Some(_), .. } => {
-                put_varint(&mut out, FLAGS << 3 | VARINT);
-                put_varint(&mut out, flags & !PRESENT);
+            Field { number: FLAGS, value: Value::Number(_), .. } => {
+                put_number(&mut out, FLAGS, flags & !PRESENT);
             }
             Field { raw, .. } => out.extend_from_slice(raw),
         }
@@ -163,84 +158,20 @@ fn absent(entry: &[u8], flags: u64) -> Result<Vec<u8>, PagemapError> {
     Ok(out)
 }
 
-fn pages_id(head: &[u8]) -> Result<u64, PagemapError> {
+fn pages_id(head: &[u8]) -> Result<u64, Malformed> {
     let mut id = None;
-    for field in Fields(head) {
-        if let Field { number: PAGES_ID, value: Some(value), .. } = field? {
+    for field in fields(head) {
+        if let Field { number: PAGES_ID, value: Value::Number(value), .. } = field? {
             id = Some(value);
         }
     }
-    id.ok_or(PagemapError::Malformed)
+    id.ok_or(Malformed)
 }
 
-fn split_message(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
-    let (length, rest) = bytes.split_first_chunk()?;
-    rest.split_at_checked(u32::from_le_bytes(*length) as usize)
-}
-
-fn put_message(out: &mut Vec<u8>, message: &[u8]) -> Result<(), PagemapError> {
-    let length = u32::try_from(message.len()).map_err(|_| PagemapError::Malformed)?;
-    out.extend_from_slice(&length.to_le_bytes());
-    out.extend_from_slice(message);
-    Ok(())
-}
-
-/// The fields of a message, one after the other.
-struct Fields<'a>(&'a [u8]);
-
-struct Field<'a> {
-    number: u64,
-    /// Of a field that is a number.
-    value: Option<u64>,
-    /// The field as it stands.
-    raw: &'a [u8],
-}
-
-impl<'a> Iterator for Fields<'a> {
-    type Item = Result<Field<'a>, PagemapError>;
-
-    fn next(&mut self) -> Option<Self::Item> {
-        if self.0.is_empty() {
-            return None;
-        }
-        let field = split_field(self.0).ok_or(PagemapError::Malformed);
-        self.0 = match &field {
-            Ok(field) => self.0.get(field.raw.len()..).unwrap_or_default(),
-            Err(_) => &[],
-        };
-        Some(field)
+impl From<Malformed> for PagemapError {
+    fn from(_: Malformed) -> PagemapError {
+        PagemapError::Malformed
     }
-}
-
-fn split_field(bytes: &[u8]) -> Option<Field<'_>> {
-    let (tag, rest) = split_varint(bytes)?;
-    let (value, rest) = match tag & 7 {
-        VARINT => split_varint(rest).map(|(value, rest)| (Some(value), rest))?,
-        BYTES => {
-            let (length, rest) = split_varint(rest)?;
-            (None, rest.get(usize::try_from(length).ok()?..)?)
-        }
-        FIXED64 => (None, rest.get(8..)?),
-        FIXED32 => (None, rest.get(4..)?),
-        _ => return None,
-    };
-    let raw = bytes.get(..bytes.len() - rest.len())?;
-    Some(Field { number: tag >> 3, value, raw })
-}
-
-fn split_varint(bytes: &[u8]) -> Option<(u64, &[u8])> {
-    let length = bytes.iter().take(10).position(|byte| byte & 0x80 == 0)? + 1;
-    let (varint, rest) = bytes.split_at_checked(length)?;
-    let value = varint.iter().rev().fold(0, |value, byte| value << 7 | u64::from(byte & 0x7f));
-    Some((value, rest))
-}
-
-fn put_varint(out: &mut Vec<u8>, mut value: u64) {
-    while value >= 0x80 {
-        out.push(value as u8 | 0x80);
-        value >>= 7;
-    }
-    out.push(value as u8);
 }
 
 impl fmt::Display for PagemapError {
@@ -263,8 +194,7 @@ mod tests {
     fn message(fields: &[(u64, u64)]) -> Vec<u8> {
         let mut message = Vec::new();
         for (number, value) in fields {
-            put_varint(&mut message, number << 3 | VARINT);
-            put_varint(&mut message, *value);
+            put_number(&mut message, *number, *value);
         }
         message
     }

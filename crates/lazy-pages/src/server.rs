@@ -44,7 +44,7 @@ pub struct Server {
 pub enum Moment {
     /// The processes are let run.
     Restored,
-    /// A second has passed, or all is over.
+    /// The processes have just been let run, a second has passed, or all is over.
     Filling {
         /// Bytes that have come.
         filled: u64,
@@ -356,6 +356,7 @@ impl<T: FnMut(Moment)> Serving<'_, T> {
         self.spaces.iter().for_each(|space| space.open());
         self.server.work.set(&self.spaces);
         (self.tell)(Moment::Restored);
+        self.tell_of_filling();
     }
 
     /// Looks for the children of forks: they must be killed too if it comes to that.

@@ -82,7 +82,9 @@ pub enum Obstacle {
 pub enum Unavailable {
     /// The kernel was built without it.
     NotBuilt,
-    /// This program may not use it.
+    /// This program may not use it: it lacks the capability.
+    NotCapable,
+    /// This program may not use it, though it has the capability.
     Forbidden,
     /// The kernel does not tell what a process does to its memory.
     NoEvents,
@@ -160,7 +162,7 @@ impl UserFault {
         if number < 0 {
             return Err(match Errno::last() {
                 Errno::ENOSYS => Unavailable::NotBuilt,
-                Errno::EPERM | Errno::EACCES => Unavailable::Forbidden,
+                Errno::EPERM | Errno::EACCES => Unavailable::not_allowed(),
                 error => Unavailable::System(error),
             });
         }
@@ -169,7 +171,7 @@ impl UserFault {
         let mut api = Api { api: API, features: EVENTS, ioctls: 0 };
         match agree(&fd, &mut api) {
             Ok(_) => Ok(()),
-            Err(Errno::EPERM) => Err(Unavailable::Forbidden),
+            Err(Errno::EPERM) => Err(Unavailable::not_allowed()),
             Err(Errno::EINVAL) => Err(Unavailable::NoEvents),
             Err(error) => Err(Unavailable::System(error)),
         }
@@ -311,13 +313,30 @@ impl AsFd for UserFault {
     }
 }
 
+impl Unavailable {
+    /// The capability counts in the first user namespace only, and a seccomp profile asks for none.
+    /// vm.unprivileged_userfaultfd is not enough: whoever follows forks needs the capability.
+    fn not_allowed() -> Unavailable {
+        const CAP_SYS_PTRACE: u32 = 19;
+
+        let status = fs::read_to_string("/proc/thread-self/status").unwrap_or_default();
+        let set = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
+        let set = set.and_then(|set| u64::from_str_radix(set.trim(), 16).ok());
+        match set {
+            Some(set) if set >> CAP_SYS_PTRACE & 1 == 0 => Unavailable::NotCapable,
+            _ => Unavailable::Forbidden,
+        }
+    }
+}
+
 impl std::fmt::Display for Unavailable {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Unavailable::NotBuilt => f.write_str("this kernel has none (CONFIG_USERFAULTFD)"),
+            Unavailable::NotCapable => f.write_str("not allowed here: it takes CAP_SYS_PTRACE"),
             Unavailable::Forbidden => f.write_str(
-                "not allowed here: it takes CAP_SYS_PTRACE, and a seccomp profile that lets \
-                 the call through",
+                "not allowed here: it takes a seccomp profile that lets userfaultfd(2) through, \
+                 and no user namespace",
             ),
             Unavailable::NoEvents => {
                 f.write_str("this kernel does not tell of forks and moved memory (before 4.11)")

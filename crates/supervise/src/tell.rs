@@ -81,6 +81,11 @@ pub(crate) fn print_line(to: &OwnedFd, line: &str) {
     let _ = Patient(to).write_all(format!("{line}\n").as_bytes());
 }
 
+/// Writes a line for programs that another will follow, if its reader takes it without waiting.
+pub(crate) fn offer_line(to: &OwnedFd, line: &str) {
+    let _ = pipe_io::offer(to, format!("{line}\n").as_bytes());
+}
+
 /// The line that tells how far things are.
 #[derive(Debug)]
 pub struct Live {
@@ -99,6 +104,11 @@ impl Live {
     /// Whether it is time for the line.
     pub fn is_due(&self) -> bool {
         !self.voice.quiet && self.last.elapsed() >= self.pause
+    }
+
+    /// Makes it time for the line.
+    pub fn hurry(&mut self) {
+        self.last = Instant::now().checked_sub(self.pause).unwrap_or(self.last);
     }
 
     /// Shows the line.

@@ -2,9 +2,10 @@
 
 use crate::family::{Processes, Stat};
 use nix::unistd::Pid;
+use std::collections::HashSet;
 use std::fmt;
-use std::fs;
-use std::io;
+use std::fs::{self, File};
+use std::io::{self, BufRead, BufReader};
 
 /// The root of a tree, told from any later process with its number.
 #[derive(Clone, Copy, Debug)]
@@ -52,6 +53,29 @@ impl Tree {
         }
     }
 
+    /// A process of it whose memory is still being brought by `image-serve --lazy`: CRIU would
+    /// leave out what is not there, and say nothing.
+    pub fn lacks_memory(&self) -> Option<Pid> {
+        // Looking through a process's mappings takes time, and few machines have anybody who
+        // brings memory.
+        if !somebody_brings_memory() {
+            return None;
+        }
+        // What is complete stays so. A child that was forked meanwhile lacks what its parent
+        // lacked then: so it is found with its parent, or in the next list.
+        let mut seen = HashSet::new();
+        loop {
+            let all = Processes::now().from(self.root);
+            let new: Vec<Pid> = all.into_iter().filter(|pid| seen.insert(*pid)).collect();
+            if new.is_empty() {
+                return None;
+            }
+            if let Some(pid) = new.into_iter().find(|pid| lacks_memory(*pid)) {
+                return Some(pid);
+            }
+        }
+    }
+
     /// The memory that an image of it holds, about, in bytes: what is neither in a file nor shared
     /// with one. Pages that are shared within the tree count more than once.
     pub fn memory(&self) -> u64 {
@@ -62,6 +86,26 @@ impl Tree {
 
 fn is_dead(state: char) -> bool {
     matches!(state, 'Z' | 'X' | 'x')
+}
+
+/// Whether a process that can be seen here has a userfaultfd.
+fn somebody_brings_memory() -> bool {
+    let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
+    let descriptors =
+        processes.flat_map(|process| fs::read_dir(process.path().join("fd"))).flatten().flatten();
+    descriptors
+        .filter_map(|descriptor| fs::read_link(descriptor.path()).ok())
+        .any(|link| link.as_os_str() == "anon_inode:[userfaultfd]")
+}
+
+/// Whether missing pages of a process are brought by somebody: a mapping has the flag `um`.
+fn lacks_memory(pid: Pid) -> bool {
+    let Ok(file) = File::open(format!("/proc/{pid}/smaps")) else { return false };
+    let has_flag = |line: Vec<u8>| {
+        let flags = line.strip_prefix(b"VmFlags:").unwrap_or_default();
+        flags.split(u8::is_ascii_whitespace).any(|flag| flag == b"um")
+    };
+    BufReader::new(file).split(b'\n').map_while(Result::ok).any(has_flag)
 }
 
 fn memory_of(pid: Pid) -> Option<u64> {

@@ -21,6 +21,7 @@ use crate::shell::{Part, Shell};
 use crate::tell::{Seconds, Voice, print_line};
 use crate::tree::{State, Tree};
 use nix::sys::signal::Signal;
+use nix::unistd::Pid;
 use pipe_io::pipe::Pipe;
 use pipe_io::process;
 use pipe_io::{Bytes, Rate};
@@ -34,6 +35,9 @@ use wire_format::ImageId;
 /// With so many shards, one is for the metadata, so that a restore can begin early. With two, a
 /// single one would be left for the memory, and half as many compressors.
 const WITH_METADATA: usize = 3;
+
+/// How often to look whether all memory of the tree is there.
+const LOOK_AT_MEMORY: Duration = Duration::from_millis(50);
 
 /// A tree that is held while its image is made safe.
 pub(super) struct Held {
@@ -63,6 +67,10 @@ pub(super) struct Held {
     shards: Vec<Tap>,
     /// What the commands that read back write into, until they have succeeded.
     read_back: Vec<Option<Tap>>,
+    /// Whether CRIU is to be started as soon as all memory of the tree is there.
+    due: bool,
+    /// A process that was seen to lack memory.
+    incomplete: Option<Pid>,
     frozen: Option<Instant>,
     thawed: Option<Instant>,
     bytes: u64,
@@ -115,6 +123,8 @@ impl Held {
             stream: None,
             shards: Vec::new(),
             read_back: Vec::new(),
+            due: false,
+            incomplete: None,
             frozen: None,
             thawed: None,
             bytes: 0,
@@ -129,7 +139,10 @@ impl Held {
             self.holder.fail(cause);
         }
         while !self.is_over() {
-            let limit = self.holder.began + self.plan.time_limit;
+            let limit = match self.incomplete {
+                Some(_) => Instant::now() + LOOK_AT_MEMORY,
+                None => self.holder.began + self.plan.time_limit,
+            };
             let limits = self.peer.as_ref().and_then(Peer::limit).into_iter().chain([limit]);
             let (events, ends) = self.holder.wait(limits.min().unwrap_or(limit));
             events.into_iter().for_each(|event| self.hear(event));
@@ -244,6 +257,17 @@ impl Held {
         self.holder.start(Role::Command(index), command)
     }
 
+    /// Starts CRIU if all memory of the tree is there: what is still on its way to a process that
+    /// was restored with memory on demand would be missing in the image.
+    fn start_criu_if_possible(&mut self) -> Result<(), Cause> {
+        if !self.due {
+            return Ok(());
+        }
+        self.incomplete = self.tree.lacks_memory();
+        self.due = self.incomplete.is_some();
+        if self.due { Ok(()) } else { self.start_criu() }
+    }
+
     fn start_criu(&mut self) -> Result<(), Cause> {
         let scratch = self.holder.scratch.path().to_owned();
         let mut criu = Command::new(&self.criu);
@@ -338,12 +362,7 @@ impl Held {
     fn hear(&mut self, event: Event) {
         match event {
             Event::Line(Role::Capture | Role::PageCapture, line) if line == "socket-init" => {
-                if self.holder.has_failed() {
-                    return;
-                }
-                if let Err(cause) = self.start_criu() {
-                    self.holder.fail(cause);
-                }
+                self.due = true;
             }
             Event::Line(Role::Capture | Role::PageCapture, line) if line == "checkpoint-start" => {
                 if self.is_in_round() {
@@ -477,6 +496,9 @@ impl Held {
         if self.holder.has_failed() {
             self.question = None;
             return self.holder.press();
+        }
+        if let Err(cause) = self.start_criu_if_possible() {
+            return self.holder.fail(cause);
         }
         if let Some(Err(cause)) = self.peer.as_mut().map(Peer::look_at_clock) {
             return self.holder.fail(cause);
@@ -670,6 +692,9 @@ impl Held {
         }
         if self.stream.as_ref().is_some_and(Tap::is_filled) && self.shards.is_empty() {
             return self.taker(None).to_string();
+        }
+        if let Some(pid) = self.incomplete {
+            return format!("the memory of process {pid}, which image-serve brings");
         }
         if running(self.capture()) || self.frozen.is_none() {
             return "CRIU's dump".into();

@@ -19,7 +19,7 @@ use crate::link::word::Word;
 use crate::scratch::Scratch;
 use crate::shell::{Part, Shell};
 use crate::stdio;
-use crate::tell::{Seconds, Voice, print_line};
+use crate::tell::{Seconds, Voice, offer_line, print_line};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use pipe_io::inherit::{self, Direction};
@@ -323,7 +323,20 @@ impl Held {
 
     /// Whether a line tells how much memory has come.
     fn hears_of_memory(&mut self, line: &str) -> bool {
-        self.late.as_mut().is_some_and(|late| late.hear(line))
+        let is_told = self.late.as_mut().is_some_and(|late| late.hear(line));
+        if is_told && self.restored.is_some() {
+            self.report_memory();
+        }
+        is_told
+    }
+
+    /// Tells programs that the tree runs and how much memory has come, while more is to come: when
+    /// all of it is there, the last line says so.
+    fn report_memory(&self) {
+        let is_coming = self.late.is_some_and(Late::is_coming);
+        if let Some(json) = self.plan.json.as_ref().filter(|_| is_coming) {
+            offer_line(json, &self.report().json());
+        }
     }
 
     fn hear_relay(&mut self, index: Option<usize>, line: &str) {
@@ -393,6 +406,8 @@ impl Held {
                 if let Some(peer) = &mut self.peer {
                     peer.say_end(&Word::Restored);
                 }
+                self.holder.live.hurry();
+                self.report_memory();
                 return;
             }
             Role::Tree => self.tree_ended = Some(status),
@@ -467,7 +482,7 @@ impl Held {
             return self.holder.press();
         }
         if let Some(late) = self.late.filter(|_| self.restored.is_some()) {
-            if self.holder.live.is_due() {
+            if late.is_coming() && self.holder.live.is_due() {
                 self.holder.live.show(format_args!("restored; {late}"));
             }
             return;
@@ -649,9 +664,18 @@ impl Held {
     /// What there is of the tree after a failure.
     fn state(&self) -> String {
         let lives = |root: &Pid| Stat::of(*root).is_some_and(|it| !matches!(it.state, 'Z' | 'X'));
-        match self.root.filter(|_| self.holder.has_let_go).filter(lives) {
-            Some(root) if self.late.is_some() => format!("process {root} is killed"),
-            Some(root) => format!("process {root} was restored and runs"),
+        match self.root.filter(|_| self.holder.has_let_go) {
+            // Whoever guards the memory kills what lacks some. It may be that nothing did.
+            Some(root) if self.late.is_some() => {
+                let until = Instant::now() + GRACE;
+                while lives(&root) && Instant::now() < until {
+                    std::thread::sleep(Duration::from_millis(5));
+                }
+                let end = if lives(&root) { "was restored and runs" } else { "was killed" };
+                format!("process {root} {end}")
+            }
+            Some(root) if lives(&root) => format!("process {root} was restored and runs"),
+            Some(_) => "nothing is restored".into(),
             None => "nothing is restored".into(),
         }
     }

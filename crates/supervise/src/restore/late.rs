@@ -19,11 +19,19 @@ impl Late {
         *self = told.unwrap_or(*self);
         told.is_some() || line == "restored"
     }
+
+    /// Whether some is known to be still to come.
+    pub(super) fn is_coming(self) -> bool {
+        self.left > 0
+    }
 }
 
 impl fmt::Display for Late {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Late { filled, left, fill_duration_millis } = *self;
+        if left > 0 && filled == 0 {
+            return write!(f, "{} to come", Bytes(left));
+        }
         let seconds = fill_duration_millis as f64 / 1e3;
         write!(f, "filled: {}, in {seconds:.1} s", Bytes(filled))?;
         if left > 0 { write!(f, "; {} to come", Bytes(left)) } else { Ok(()) }
@@ -38,7 +46,9 @@ mod tests {
     fn only_lines_about_memory_are_heard() {
         let mut late = Late::default();
         assert!(late.hear("restored"));
-        assert_eq!(late, Late::default());
+        assert_eq!((late, late.is_coming()), (Late::default(), false));
+        assert!(late.hear(r#"{"filled":0,"left":8000000,"fill_duration_millis":0}"#));
+        assert_eq!((late.to_string().as_str(), late.is_coming()), ("8.0 MB to come", true));
         assert!(late.hear(r#"{"filled":3000000,"left":5000000,"fill_duration_millis":1500}"#));
         let told = late.to_string();
         assert!(told.contains("in 1.5 s") && told.contains("to come"), "{told}");

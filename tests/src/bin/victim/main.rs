@@ -11,7 +11,8 @@
 //! it is as the rule says. `victim count FILE` only counts, for demonstrations. `victim stamp FILE`
 //! stamps its memory, so that an image shows of which moments it is. `victim hold FILE` changes its
 //! memory and finds it whole, also after the stand-in for CRIU has restored it. `victim part FILE`
-//! changes a twentieth of its memory when it is told to.
+//! changes a twentieth of its memory when it is told to. `victim walk DIR` looks at every page of its
+//! memory in every order.
 //!
 //! `victim turns` prints numbers by several threads, for whoever has started it.
 //!
@@ -28,6 +29,7 @@ mod part;
 mod stamp;
 mod status;
 mod turns;
+mod walk;
 
 use std::fs::OpenOptions;
 use std::net::TcpStream;
@@ -44,6 +46,7 @@ Usage: victim tree DIR [--processes N] [--megabytes N] [--no-tcp] [--undumpable]
        victim part FILE MEGABYTES
        victim stamp FILE MEGABYTES
        victim turns THREADS LAST
+       victim walk DIR MEGABYTES
 
 tree   N processes (4 or more; 4 unless said) that hold N megabytes of changing
        heap together (300 unless said). One of them answers on the loopback
@@ -57,7 +60,9 @@ hold   change all of so much memory, verify it, and write its generation to FILE
 part   change one page of twenty of so much memory as often as FILE.go appears
 stamp  write a number into all pages of so much memory, one after the other, and
        then to FILE, and begin again with the next number
-turns  print the numbers up to LAST, a line each, by so many threads in turn";
+turns  print the numbers up to LAST, a line each, by so many threads in turn
+walk   four processes with so much memory each, a power of two, that read and
+       write all of it in order and out of order, and write to DIR what they find";
 
 /// What goes wrong in a process, as it appears in its status file.
 type Fault = Box<dyn std::error::Error + Send + Sync>;
@@ -103,6 +108,17 @@ fn main() -> ExitCode {
         ["turns", threads, last] => match (threads.parse(), last.parse()) {
             (Ok(threads), Ok(last)) => turns::turns(threads, last),
             _ => return usage(),
+        },
+        ["walk", directory, megabytes] => match megabytes.parse() {
+            Ok(megabytes) => {
+                leave_the_callers_session().and_then(|()| walk::run(directory, megabytes))
+            }
+            Err(_) => return usage(),
+        },
+        // Started by `walk` only.
+        ["walker", directory, megabytes, kind] => match megabytes.parse() {
+            Ok(megabytes) => walk::walk(std::path::Path::new(directory), megabytes, kind),
+            Err(_) => return usage(),
         },
         // Started by `tree` only.
         ["member", rest @ ..] => match member::Member::parse(rest) {
