@@ -260,22 +260,4 @@ mod tests {
         let image = Image::in_file(Path::new("/no/such/directory/x.img"));
         assert!(matches!(exists(&image), Err(Unknown::Directory(_))));
     }
-
-    #[test]
-    fn a_status_other_than_0_and_1_is_no_answer() {
-        let exists = |command: &str| {
-            exists(&Image::behind(String::new(), String::new(), Some(command.into())))
-        };
-        assert!(exists("true").unwrap());
-        assert!(!exists("exit 1").unwrap());
-        assert!(matches!(exists("exit 255"), Err(Unknown::Command(..))));
-    }
-
-    #[test]
-    fn nothing_to_load_is_no_image_and_a_failure_is_no_answer() {
-        let exists = |command: &str| exists(&Image::behind(String::new(), command.into(), None));
-        assert!(exists("yes").unwrap());
-        assert!(!exists("true").unwrap());
-        assert!(matches!(exists("exit 1"), Err(Unknown::Command(..))));
-    }
 }

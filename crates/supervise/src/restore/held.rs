@@ -637,6 +637,8 @@ impl Held {
         if self.restored.is_some() && !told {
             self.tell_restored();
         }
+        // Of what was killed last. Until then its id is taken.
+        self.holder.family.reap();
         self.holder.explain(&self.log(), "criu-restore");
         self.holder.scratch.remove();
         if let Some(cause) = self.holder.cause() {
