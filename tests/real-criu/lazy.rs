@@ -236,36 +236,7 @@ fn deaths(name: &str, rounds: u64) {
         for (turn, death) in deaths.into_iter().enumerate() {
             dies(&bench, &mut storm, death, round * deaths.len() as u64 + turn as u64);
         }
-        (0..3).for_each(|turn| criu_dies(&bench, &mut storm, 3 * round + turn));
     }
-}
-
-/// kill -9 of CRIU at any moment. The tree is not there, or it goes on.
-fn criu_dies(bench: &Bench, storm: &mut Storm, seed: u64) {
-    fs::create_dir_all(bench.scratch().join("restore")).expect("create a directory");
-    let _ = fs::remove_file(bench.scratch().join("restore.progress"));
-    // A name that no other test's socket has.
-    let images = format!("-D {}", bench.scratch().join("restore").display());
-    let script = LAZY.replace("-D restore", &images);
-    let mut pipeline = Pipeline::start(bench, "restore", &script);
-    pipeline.wait_for_progress("restore.progress", "socket-init");
-    let mut criu = restore_lazily(bench);
-    // Whoever has not come yet is waited for.
-    wait_for("CRIU's connection", || {
-        let sockets = fs::read_to_string("/proc/net/unix").unwrap_or_default();
-        let place = bench.scratch().join("restore/streamer-serve.sock");
-        (sockets.matches(&place.display().to_string()).count() > 1).then_some(())
-    });
-    sleep(Duration::from_millis(Random::new(seed).below(500) as u64));
-    criu.kill();
-    let status = pipeline.status();
-    println!("CRIU dies: status {status}: {}", pipeline.messages().trim().replace('\n', "; "));
-    assert!(status <= 1, "status {status}: {}", pipeline.messages());
-    if status == 1 {
-        storm.must_be_gone();
-    }
-    storm.operations();
-    storm.kill();
 }
 
 fn dies(bench: &Bench, storm: &mut Storm, death: Death, seed: u64) {

@@ -176,7 +176,7 @@ fn what_is_held_is_at_most_a_quarter_more_than_the_image() {
 
 fn held_is_bounded(store: &str, base: usize, size: usize, pace: Pace) {
     let length = match size {
-        1 => 3 * MIB / 2,
+        1 => MIB / 2,
         100 => 12 * MIB,
         2..65_536 => 20 * MIB,
         _ => 40 * MIB,

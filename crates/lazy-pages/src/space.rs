@@ -255,13 +255,24 @@ impl Space {
     ) -> Result<(), Error> {
         const SHORTEST: Duration = Duration::from_micros(20);
         const LONGEST: Duration = Duration::from_millis(5);
+        /// How long what the image has may be absent before that is taken for wrong.
+        const PATIENCE: Duration = Duration::from_secs(2);
 
         let mut pause = SHORTEST;
-        while !self.try_to_bring(filler, claim, bytes, pages)? {
+        let mut absent_since = None;
+        loop {
+            match self.try_to_bring(filler, claim, bytes, pages) {
+                Ok(true) => return Ok(()),
+                Ok(false) => {}
+                // Seen in a process that gave memory back all the time: its layout was behind for a
+                // moment. Nothing is brought meanwhile, so nothing can go wrong.
+                Err(Error::NotThere(_))
+                    if absent_since.get_or_insert_with(Instant::now).elapsed() < PATIENCE => {}
+                Err(error) => return Err(error),
+            }
             thread::sleep(pause);
             pause = (pause * 2).min(LONGEST);
         }
-        Ok(())
     }
 
     /// `false` if the layout is changing.
