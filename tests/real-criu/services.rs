@@ -49,6 +49,7 @@ import java.util.*;
 public class Warm {
     public static void main(String[] words) throws Exception {
         Path told = Path.of(words[0]);
+        Path begun = Path.of(words[0] + \".new\");
         int size = 1 << 16;
         Map<Integer, long[]> table = new HashMap<>();
         for (int row = 0; row < 200; row++) table.put(row, new long[size]);
@@ -64,7 +65,8 @@ public class Warm {
                 }
                 table.put(row, next);
             }
-            Files.writeString(told, Long.toString(pass));
+            Files.writeString(begun, Long.toString(pass));
+            Files.move(begun, told, StandardCopyOption.ATOMIC_MOVE);
         }
     }
 }
