@@ -266,6 +266,13 @@ fn dies(bench: &Bench, storm: &mut Storm, death: Death, seed: u64) {
     match (death, status) {
         // All memory had come before.
         (_, 0) => wait_for("operations", || (storm.operations() > 0).then_some(())),
+        // It was about to end. Memory that had not come would be found wrong.
+        (Death::Server, 137) | (Death::Terminated, 143)
+            if !pipeline.messages().contains("kills ") =>
+        {
+            let before = storm.operations();
+            wait_for("more operations", || (storm.operations() > before + 200).then_some(()));
+        }
         (Death::Server, 137) | (Death::Terminated, 143) | (_, 1) => {
             storm.must_be_gone();
             let messages = pipeline.messages();
