@@ -103,6 +103,15 @@ fn stalled(bench: &Bench, storm: &mut Storm, options: &str) -> (Pipeline, Pid) {
     panic!("memory has always come before image-serve could be stopped");
 }
 
+/// The image is whole: the program goes on from it with all of its memory. Then it is ended.
+fn goes_on_from_the_image(bench: &Bench, storm: &mut Storm) {
+    let pipeline = run(bench, "--lazy");
+    wait_for_event(&pipeline, "filled");
+    storm.must_go_on();
+    drop(pipeline);
+    storm.kill();
+}
+
 #[test]
 fn a_checkpoint_comes_when_all_memory_is_there() {
     let name = "a_checkpoint_comes_when_all_memory_is_there";
@@ -119,11 +128,7 @@ fn a_checkpoint_comes_when_all_memory_is_there() {
         storm.must_be_gone();
         storm.operations();
     }
-    let pipeline = run(&bench, "--lazy");
-    wait_for_event(&pipeline, "filled");
-    storm.must_go_on();
-    drop(pipeline);
-    storm.kill();
+    goes_on_from_the_image(&bench, &mut storm);
 }
 
 #[test]
@@ -139,11 +144,7 @@ fn asked_to_go_at_any_moment_of_a_restore_it_goes_on_from_a_whole_image() {
         storm.must_be_gone();
         storm.operations();
     }
-    let pipeline = run(&bench, "--lazy");
-    wait_for_event(&pipeline, "filled");
-    storm.must_go_on();
-    drop(pipeline);
-    storm.kill();
+    goes_on_from_the_image(&bench, &mut storm);
 }
 
 #[test]
@@ -168,11 +169,7 @@ fn a_deadline_and_a_snapshot_count_the_time_that_memory_takes() {
     storm.must_go_on();
     storm.kill();
     assert_ne!(pipeline.status(), 0, "{}", pipeline.messages());
-    let pipeline = run(&bench, "--lazy");
-    wait_for_event(&pipeline, "filled");
-    storm.must_go_on();
-    drop(pipeline);
-    storm.kill();
+    goes_on_from_the_image(&bench, &mut storm);
 }
 
 #[test]
@@ -222,11 +219,7 @@ fn a_tree_that_lacks_memory_is_not_dumped() {
     drop(pipeline);
     storm.kill();
     fs::rename(bench.scratch().join("snapshot"), bench.scratch().join("job.img")).expect("rename");
-    let pipeline = run(&bench, "--lazy");
-    wait_for_event(&pipeline, "filled");
-    storm.must_go_on();
-    drop(pipeline);
-    storm.kill();
+    goes_on_from_the_image(&bench, &mut storm);
 }
 
 #[test]

@@ -119,6 +119,14 @@ impl Scene {
         found
     }
 
+    /// Those of one name, in the order in which they were started.
+    pub fn processes_named(&self, name: &str) -> Vec<Process> {
+        let mut found = self.processes();
+        found.retain(|process| process.name == name);
+        found.sort_by_key(|process| process.pid);
+        found
+    }
+
     fn process(&self, pid: i32) -> Option<Process> {
         let mark = format!("{MARK}={}", self.path().display());
         let environment = fs::read(format!("/proc/{pid}/environ")).ok()?;

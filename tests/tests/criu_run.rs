@@ -58,10 +58,7 @@ fn let_go(scene: &Scene) {
 /// Whether there is an image that is not whole.
 fn is_begun(scene: &Scene) -> bool {
     let entries = fs::read_dir(scene.file(".")).expect("the directory");
-    entries.flatten().any(|entry| {
-        entry.file_name().to_string_lossy().contains(".img.new")
-            || entry.file_name().to_string_lossy().contains(".zst.new")
-    })
+    entries.flatten().any(|entry| entry.file_name().to_string_lossy().contains(".new"))
 }
 
 fn said(finished: &Finished) -> String {

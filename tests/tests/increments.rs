@@ -200,9 +200,7 @@ fn a_process_of_ours_that_is_killed_loses_nothing() {
         let command = "head -c 1000000; touch stalled; sleep 1000";
         let checkpoint = series.scene.checkpoint(series.hold.pid(), &options, command).start();
         series.scene.wait_for_file("stalled");
-        let mut ours = series.scene.processes();
-        ours.retain(|process| process.name == "criu-checkpoint");
-        ours.sort_by_key(|process| process.pid);
+        let ours = series.scene.processes_named("criu-checkpoint");
         kill(Pid::from_raw(ours[which].pid), Signal::SIGKILL).expect("kill it");
         assert!(!checkpoint.finish().status.success());
         assert_eq!(series.hold.life(), Life::Runs(series.hold.pid()), "{which}");

@@ -243,10 +243,8 @@ fn a_process_of_ours_that_is_killed_loses_nothing() {
         let command = "{ head -c 1000000; touch stalled; sleep 1000; } | $RECEIVE";
         let migrate = scene.migrate(hold.pid(), &[], command).start();
         scene.wait_for_file("stalled");
-        let mut ours = scene.processes();
-        ours.retain(|process| process.name == "criu-migrate");
         // Here and there, the one in front before the one that holds.
-        ours.sort_by_key(|process| process.pid);
+        let ours = scene.processes_named("criu-migrate");
         assert_eq!(ours.len(), 4, "{ours:?}");
         kill(Pid::from_raw(ours[which].pid), Signal::SIGKILL).expect("kill it");
         let finished = migrate.finish();

@@ -149,9 +149,7 @@ fn a_process_of_ours_that_is_killed_in_a_round_loses_nothing() {
         let hold = Hold::start(scene.path(), MEGABYTES, false);
         let migrate = scene.migrate(hold.pid(), &["--pre-copy"], STALLS).start();
         scene.wait_for_file("stalled");
-        let mut ours = scene.processes();
-        ours.retain(|process| process.name == "criu-migrate");
-        ours.sort_by_key(|process| process.pid);
+        let ours = scene.processes_named("criu-migrate");
         assert_eq!(ours.len(), 4, "{ours:?}");
         kill(Pid::from_raw(ours[which].pid), Signal::SIGKILL).expect("kill it");
         let finished = migrate.finish();
@@ -170,9 +168,8 @@ fn the_process_in_front_does_not_take_a_round_for_the_dump() {
     let migrate = scene.migrate(hold.pid(), &["--pre-copy"], "env -u STAND_IN_FAULT $RECEIVE");
     let migrate = migrate.env("STAND_IN_FAULT", "answered:hang").start();
     scene.wait_for_step("answered");
-    let mut ours = scene.processes();
-    ours.retain(|process| process.name == "criu-migrate" && process.arguments.contains(" -t "));
-    ours.sort_by_key(|process| process.pid);
+    let mut ours = scene.processes_named("criu-migrate");
+    ours.retain(|process| process.arguments.contains(" -t "));
     let [_, holder] = &ours[..] else { panic!("{ours:?}") };
     kill(Pid::from_raw(holder.pid), Signal::SIGKILL).expect("kill it");
     let finished = migrate.finish();

@@ -26,25 +26,16 @@ pub(crate) enum LockError {
     Failed(ExitStatus, String),
 }
 
-/// What has become of the lock.
-#[derive(Debug)]
-pub(crate) enum Lock {
-    /// It is in place.
-    InPlace,
-    /// It is not for a network of CRIU's.
-    Foreign,
-}
-
-/// Puts these rules in place in the network namespace of the process that has asked for them.
+/// Puts these rules in place in the network namespace of the process that has asked for them;
+/// `false` if that is our own, where CRIU restores none.
 ///
-/// This waits for nft, as CRIU waits for us. It is some ten milliseconds, in which nothing else of
+/// This waits for nft, as CRIU waits for us. It is a moment in which nothing else of
 /// the restore goes on.
-pub(crate) fn put_in_place(rules: &[u8], asker: Option<i32>) -> Result<Lock, LockError> {
+pub(crate) fn put_in_place(rules: &[u8], asker: Option<i32>) -> Result<bool, LockError> {
     let asker = asker.filter(|pid| *pid > 0).ok_or(LockError::NoAsker)?;
     let network = File::open(format!("/proc/{asker}/ns/net")).map_err(LockError::Start)?;
-    // Whatever asks from within our own network restores none.
     if is_our_own(&network).map_err(LockError::Start)? {
-        return Ok(Lock::Foreign);
+        return Ok(false);
     }
     process::keep_statuses_of_children();
     let mut nsenter = Command::new("nsenter");
@@ -61,7 +52,7 @@ pub(crate) fn put_in_place(rules: &[u8], asker: Option<i32>) -> Result<Lock, Loc
         let first = words.lines().next().unwrap_or_default().to_owned();
         return Err(LockError::Failed(ended.status, first));
     }
-    written.map(|()| Lock::InPlace).map_err(LockError::Start)
+    written.map(|()| true).map_err(LockError::Start)
 }
 
 fn is_our_own(network: &File) -> io::Result<bool> {

@@ -3,7 +3,7 @@
 use crate::arrivals::{Arrival, Arrivals};
 use crate::error::Error;
 use crate::lazy::Lazy;
-use crate::network_lock::{self, Lock, LockError};
+use crate::network_lock::{self, LockError};
 use crate::outflow::{Outflow, Poured};
 use crate::store::{Found, Handed, Piece, Store};
 use cli::{Child, Counters, Progress};
@@ -240,12 +240,10 @@ impl Restore<'_> {
     /// Puts CRIU's network lock in place, which it asks for and would not read; `true` if it is.
     fn put_lock_in_place(&mut self, file: &Handed, asker: Option<i32>) -> bool {
         let Some(rules) = lock_in(file).filter(|_| self.has_connections()) else { return false };
-        match network_lock::put_in_place(rules, asker) {
-            Ok(Lock::InPlace) => return true,
-            Ok(Lock::Foreign) => {}
-            Err(error) => self.no_lock = Some(error),
-        }
-        false
+        network_lock::put_in_place(rules, asker).unwrap_or_else(|error| {
+            self.no_lock = Some(error);
+            false
+        })
     }
 
     /// Whether it is no loss if CRIU does not read a file: its network lock, where there is no
