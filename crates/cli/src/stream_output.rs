@@ -23,6 +23,8 @@ pub struct StreamOutput {
     /// How long sources have had nothing.
     starved: Duration,
     rest: Rest,
+    /// Whether the last splice that could move nothing had nothing to move, and no lack of room.
+    waits_for_source: bool,
     /// Of a pipe, in bytes.
     capacity: u64,
 }
@@ -51,6 +53,7 @@ impl StreamOutput {
             counted: 0,
             starved: Duration::ZERO,
             rest: Rest::of_the_only_one(),
+            waits_for_source: false,
             capacity,
         }
     }
@@ -160,6 +163,7 @@ impl StreamOutput {
 
     /// The same from a pipe to a pipe, whose reader is left alone while it copies.
     fn splice_some(&mut self, from: &Endpoint, length: usize) -> Result<usize, MoveError> {
+        let mut has_waited = false;
         loop {
             self.rest.sleep();
             let spliced = self.rest.meet(
@@ -168,10 +172,12 @@ impl StreamOutput {
             );
             match spliced {
                 Err(error) if error.kind() == ErrorKind::WouldBlock => {
-                    let to = self.writer.get_ref();
-                    if poll::is_writable(to).map_err(MoveError::Output)? {
+                    // It does not tell which of the two it was.
+                    self.waits_for_source ^= std::mem::replace(&mut has_waited, true);
+                    if self.waits_for_source {
                         self.await_source(from)?;
                     } else {
+                        let to = self.writer.get_ref();
                         poll::wait_writable(to).map_err(MoveError::Output)?;
                         self.rest.begin(self.capacity);
                     }

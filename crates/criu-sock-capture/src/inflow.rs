@@ -17,6 +17,8 @@ pub(crate) struct Inflow {
     /// The pipe that its bytes are in.
     pipe: Endpoint,
     grown: bool,
+    /// The capacity of the pipe in bytes, if it was asked for.
+    capacity: Option<usize>,
     origin: Origin,
 }
 
@@ -53,7 +55,7 @@ impl Inflow {
         };
         match Endpoint::new(pipe) {
             Ok(pipe) if pipe.kind() == Kind::Pipe && pipe::is_read_end(&pipe) => {
-                Ok(Inflow { name, pipe, grown: false, origin })
+                Ok(Inflow { name, pipe, grown: false, capacity: None, origin })
             }
             _ => Err(Error::NotAPipe(name)),
         }
@@ -62,14 +64,15 @@ impl Inflow {
     /// An external file.
     pub(crate) fn external(name: FileName, place: Place, source: Endpoint) -> io::Result<Inflow> {
         if source.kind() == Kind::Pipe {
-            return Ok(Inflow { name, pipe: source, grown: true, origin: Origin::External(place) });
+            let origin = Origin::External(place);
+            return Ok(Inflow { name, pipe: source, grown: true, capacity: None, origin });
         }
         let Pipe { read, write } = Pipe::new()?;
         let endpoint = |fd| Endpoint::new(fd).map_err(io::Error::other);
         let (pipe, into) = (endpoint(read)?, endpoint(write)?);
         into.grow();
         let origin = Origin::Fetched { place, source, into, mover: Mover::default() };
-        Ok(Inflow { name, pipe, grown: true, origin })
+        Ok(Inflow { name, pipe, grown: true, capacity: None, origin })
     }
 
     /// Whether the file is CRIU's.
@@ -96,18 +99,23 @@ impl Inflow {
         }
         // No more comes after the hang-up.
         let end = hung_up && bytes == queued;
+        let is_full = self.is_full(queued);
         match &self.origin {
             Origin::CriuInventory(inventory) if end && !inventory.is_whole() => {
                 Err(Error::InventoryCut)
             }
             // A pipe holds at most 2 GiB.
-            _ => Ok(Available { bytes: bytes as u32, end, is_full: self.is_full(queued) }),
+            _ => Ok(Available { bytes: bytes as u32, end, is_full }),
         }
     }
 
     /// Most files are smaller than any pipe, and need not ask.
-    fn is_full(&self, queued: usize) -> bool {
-        queued >= pipe::page() && pipe::capacity(&self.pipe).is_ok_and(|bytes| queued >= bytes / 2)
+    fn is_full(&mut self, queued: usize) -> bool {
+        if queued < pipe::page() {
+            return false;
+        }
+        self.capacity = self.capacity.or_else(|| pipe::capacity(&self.pipe).ok());
+        self.capacity.is_some_and(|capacity| queued >= capacity / 2)
     }
 
     /// Most of CRIU's files are a few hundred bytes, and a large pipe for each would cost more
@@ -117,6 +125,7 @@ impl Inflow {
         if !self.grown && queued >= SMALL {
             self.pipe.grow();
             self.grown = true;
+            self.capacity = None;
         }
     }
 

@@ -17,6 +17,8 @@ pub struct Rest {
     /// A call that was kept waiting no longer than this, for each byte that the reader had, was not
     /// disturbed, in nanoseconds.
     tolerance: f64,
+    /// Nor was one that was kept waiting no longer than this in all.
+    undisturbed: Duration,
     /// How long it has the mutex for each byte, in nanoseconds.
     pace: f64,
     /// How many bytes it was seen to begin with.
@@ -25,6 +27,8 @@ pub struct Rest {
     begun: bool,
     /// How many more times it is met without learning.
     unwatched: u32,
+    /// How many calls in a row were not disturbed of those that were watched.
+    quiet: u32,
     until: Option<Instant>,
 }
 
@@ -34,11 +38,9 @@ impl Rest {
     /// The pace is never taken to be slower: at 3 GB/s a reader copies out of a cold cache. At three
     /// times this (measured in the same way) 0.55.
     const SLOWEST: f64 = 0.3;
-    /// A call that spins for nobody computes less, on a slow machine too.
-    const UNDISTURBED: Duration = Duration::from_micros(5);
-    /// Of a reader that need not be left alone, so many calls in a row are not watched: that takes
-    /// two more calls to the system for each.
-    const UNWATCHED: u32 = 7;
+    /// Of a reader that need not be left alone, at most so many calls in a row are not watched: that
+    /// takes two more calls to the system for each. As many as were watched before in vain.
+    const UNWATCHED_MAX: u32 = 63;
     /// What a reader may have to copy, in bytes.
     const MUCH: f64 = 1e6;
     /// A rest is worth no sleep if it is shorter.
@@ -50,18 +52,38 @@ impl Rest {
 
     /// Where there are other pipes to go on with, a tenth of what copying takes.
     pub fn of_one_of_many() -> Rest {
-        Rest::tolerating(1.0 / 50.0)
+        /// A call that spins for nobody computes less, on a slow machine too.
+        const UNDISTURBED: Duration = Duration::from_micros(5);
+
+        Rest::tolerating(1.0 / 50.0, UNDISTURBED)
     }
 
     /// Where there is nothing else to do, a third: so much is it worth that the reader need not wait
     /// for us. One that reads 128 KiB at a time is not left alone then; otherwise it would get a
     /// tenth less.
     pub fn of_the_only_one() -> Rest {
-        Rest::tolerating(1.0 / 16.0)
+        /// As long as a reader holds the mutex that copies 128 KiB.
+        const UNDISTURBED: Duration = Duration::from_micros(40);
+
+        Rest::tolerating(1.0 / 16.0, UNDISTURBED)
     }
 
-    fn tolerating(tolerance: f64) -> Rest {
-        Rest { tolerance, pace: 0.0, bytes: 0, begun: false, unwatched: 0, until: None }
+    fn tolerating(tolerance: f64, undisturbed: Duration) -> Rest {
+        Rest {
+            tolerance,
+            undisturbed,
+            pace: 0.0,
+            bytes: 0,
+            begun: false,
+            unwatched: 0,
+            quiet: 0,
+            until: None,
+        }
+    }
+
+    /// Whether the reader need not be left alone, by what is known.
+    pub fn is_needless(&self) -> bool {
+        self.pace * Rest::MUCH < Rest::SHORTEST.as_nanos() as f64
     }
 
     /// Notes that the reader has something to copy, of so many bytes.
@@ -98,12 +120,16 @@ impl Rest {
 
     fn learn(&mut self, spun: Duration) {
         let each = spun.as_nanos() as f64 / self.bytes.max(1) as f64;
-        self.pace = match spun > Rest::UNDISTURBED && each > self.tolerance {
+        let is_disturbed = spun > self.undisturbed && each > self.tolerance;
+        self.pace = match is_disturbed {
             true => (self.pace + each).min(Rest::SLOWEST),
             false => self.pace * Rest::TRY,
         };
-        let is_left_alone = self.pace * Rest::MUCH >= Rest::SHORTEST.as_nanos() as f64;
-        self.unwatched = if is_left_alone { 0 } else { Rest::UNWATCHED };
+        self.quiet = match is_disturbed {
+            true => 0,
+            false => (self.quiet * 2 + 1).min(Rest::UNWATCHED_MAX),
+        };
+        self.unwatched = if self.is_needless() { self.quiet } else { 0 };
     }
 
     /// How long the pipe is still to be left alone.

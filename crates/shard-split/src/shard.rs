@@ -105,6 +105,11 @@ impl Shard {
         self.full = !is_writable;
     }
 
+    /// Whether its reader does not hold the pipe's mutex for long, by what is known.
+    pub(crate) fn can_be_looked_at(&self) -> bool {
+        self.rest.is_needless()
+    }
+
     /// Whether poll has found no slot free, the last time.
     pub(crate) fn is_full(&self) -> bool {
         self.full

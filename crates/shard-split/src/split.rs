@@ -62,6 +62,7 @@ pub(crate) fn run(args: Args) -> Result<(), Failure<Error>> {
             seen: 0,
             favourite: usize::from(metadata_first),
             density: page() as u64,
+            skipped: 0,
         };
         split.run(image_id, split_id, first, &mut outputs)?;
         outputs.complete(sync)?;
@@ -115,6 +116,8 @@ pub(crate) struct Split {
     /// How many bytes of payload a page slot takes, by the latest experience: a page, unless
     /// the program before us writes in small pieces.
     density: u64,
+    /// How many times in a row the shards were looked at without asking poll.
+    skipped: u32,
 }
 
 /// How much payload is read at once where it cannot be moved, in bytes.
@@ -313,13 +316,34 @@ impl Split {
             if let Some(room) = self.room_of_favourite(wanted) {
                 return Ok(room);
             }
+            if self.may_skip_poll() {
+                self.shards.iter_mut().for_each(|shard| shard.note_writable(true));
+                if let Some(room) = self.most_room(wanted)? {
+                    return Ok(room);
+                }
+            }
             self.look_for_room(None)?;
-            if let Some(room) = room::most(&mut self.shards, self.first, wanted, self.density)? {
-                self.favourite = room.shard;
+            if let Some(room) = self.most_room(wanted)? {
                 return Ok(room);
             }
             self.await_room(&mut pause)?;
         }
+    }
+
+    fn most_room(&mut self, wanted: u64) -> Result<Option<Room>, Error> {
+        let room = room::most(&mut self.shards, self.first, wanted, self.density)?;
+        self.favourite = room.as_ref().map_or(self.favourite, |room| room.shard);
+        Ok(room)
+    }
+
+    /// Whether the shards can be looked at without asking poll first: where no reader would keep us
+    /// waiting. Now and then it is asked nevertheless, as it tells of readers that have gone.
+    fn may_skip_poll(&mut self) -> bool {
+        const SKIPPED: u32 = 7;
+
+        let may_skip = self.skipped < SKIPPED && self.shards.iter().all(Shard::can_be_looked_at);
+        self.skipped = if may_skip { self.skipped + 1 } else { 0 };
+        may_skip
     }
 
     /// Comes back when some shard may have more room.
