@@ -13,6 +13,14 @@ pub(crate) struct Case {
 }
 
 impl Case {
+    /// Whether most of its time goes into waking up: so it does where each program waits for the
+    /// other after a few bytes.
+    pub(crate) fn is_waking_up(&self) -> bool {
+        let is_small = |shape| shape == Shape::SmallFiles;
+        self.pipes == Pipes::Small
+            || matches!(self.work, Work::Restore(Restore { shape, .. }) if is_small(shape))
+    }
+
     /// Whether `fs.pipe-max-size` makes no difference to it.
     pub(crate) fn is_same_in_all_settings(&self) -> bool {
         self.pipes == Pipes::Small || matches!(self.work, Work::RealStart | Work::RealFill)
@@ -264,6 +272,9 @@ impl Contender {
     pub(crate) fn name(self, work: &Work) -> &'static str {
         match (self, work) {
             (Contender::Bare, Work::Dump(Dump { shape: Shape::SmallFiles, .. })) => "bare protocol",
+            (Contender::Bare, Work::Restore(Restore { shape: Shape::SmallFiles, .. })) => {
+                "bare protocol"
+            }
             (Contender::Bare, Work::Restore(Restore { source: Source::File, .. })) => "bare file",
             (Contender::Bare, Work::Pages(_)) => "bare socket and pipe",
             (Contender::Bare, _) => "bare pipe",
@@ -327,7 +338,7 @@ impl Work {
         match self {
             Work::Dump(Dump { shape: Shape::SmallFiles, .. }) => &[Bare, Filters, Base, Peer],
             Work::Pages(_) => &[Bare, Filters],
-            Work::Restore(Restore { shape: Shape::SmallFiles, .. }) => &[Filters, Base, Peer],
+            Work::Restore(Restore { shape: Shape::SmallFiles, .. }) => &[Bare, Filters, Base, Peer],
             Work::Restore(Restore { source: Source::Stores, .. }) => {
                 &[SmallPages, Memory, Filters, Base]
             }

@@ -12,11 +12,11 @@ use crate::producer;
 use crate::reader::{Take, drain, read_into};
 use crate::results::{ProcessCost, Round};
 use crate::scratch::Scratch;
+use crate::server;
 use crate::streamer::Streamer;
 use criu_protocol::{Direction, Event, Listener};
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use std::fs::File;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::thread::{self, Scope, ScopedJoinHandle};
 use std::time::Instant;
 
@@ -132,22 +132,13 @@ fn nobody(bench: &Bench, image: &Image) -> Result<Round, Error> {
 }
 
 fn discard_dump(listener: &Listener) -> Result<(), Error> {
-    let mut connection = loop {
-        poll(&mut [PollFd::new(listener.as_fd(), PollFlags::POLLIN)], PollTimeout::NONE)?;
-        if let Some(connection) = listener.accept()? {
-            break connection;
-        }
-    };
+    let mut connection = server::accept(listener)?;
     let mut buffer = [0; PAGE];
     loop {
-        match connection.next_event()? {
-            Some(Event::Pipe(pipe)) => drop(read_into(File::from(pipe), &mut buffer)?),
-            Some(Event::HangUp) => return Ok(()),
-            Some(Event::Request(_)) => {}
-            None => {
-                let mut fds = [PollFd::new(connection.as_fd(), PollFlags::POLLIN)];
-                poll(&mut fds, PollTimeout::NONE)?;
-            }
+        match server::next_event(&mut connection)? {
+            Event::Pipe(pipe) => drop(read_into(File::from(pipe), &mut buffer)?),
+            Event::HangUp => return Ok(()),
+            Event::Request(_) => {}
         }
     }
 }

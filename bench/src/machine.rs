@@ -3,9 +3,13 @@
 use nix::sys::utsname::uname;
 use serde::{Deserialize, Serialize};
 use std::fs;
+use std::io::{self, Read, Write};
+use std::net::Shutdown;
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::Command;
-use std::thread::available_parallelism;
+use std::thread::{self, available_parallelism};
+use std::time::{Duration, Instant};
 
 /// What a reader must know to compare numbers.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -19,6 +23,13 @@ pub(crate) struct Machine {
     /// It doesn't bind us: CAP_SYS_RESOURCE is there.
     pub(crate) may_exceed_pipe_max_size: bool,
     pub(crate) transparent_hugepages: String,
+    /// How long an idle processor of a virtual machine waits for work before the host gets it, in
+    /// nanoseconds; `None` where Linux does not say.
+    #[serde(default)]
+    pub(crate) halt_poll_ns: Option<usize>,
+    /// How long it takes to wake up a thread that waits for a byte, in microseconds.
+    #[serde(default)]
+    pub(crate) wake_up_micros: f64,
     /// The commit of the filters, if git knows; with a `+` for uncommitted changes.
     pub(crate) commit: String,
 }
@@ -36,9 +47,32 @@ impl Machine {
             pipe_max_size: crate::setting::pipe_max_size().unwrap_or(0),
             may_exceed_pipe_max_size: has_sys_resource(),
             transparent_hugepages: line("/sys/kernel/mm/transparent_hugepage/enabled"),
+            halt_poll_ns: crate::setting::halt_poll(),
+            wake_up_micros: wake_up().unwrap_or_default().as_secs_f64() * 1e6,
             commit: commit().unwrap_or_default(),
         }
     }
+}
+
+/// How long it takes until a thread that waits for a byte has it: half of the way there and back.
+fn wake_up() -> io::Result<Duration> {
+    const TIMES: u32 = 2000;
+
+    let (mut near, mut far) = UnixStream::pair()?;
+    thread::scope(|scope| {
+        scope.spawn(move || {
+            let mut byte = [0];
+            while far.read_exact(&mut byte).and_then(|()| far.write_all(&byte)).is_ok() {}
+        });
+        let start = Instant::now();
+        for _ in 0..TIMES {
+            near.write_all(&[0])?;
+            near.read_exact(&mut [0])?;
+        }
+        let elapsed = start.elapsed();
+        near.shutdown(Shutdown::Both)?;
+        Ok(elapsed / TIMES / 2)
+    })
 }
 
 /// Bytes of memory that programs could still get.

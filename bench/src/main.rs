@@ -34,6 +34,7 @@ mod report;
 mod restore;
 mod results;
 mod scratch;
+mod server;
 mod setting;
 mod streamer;
 

@@ -14,7 +14,10 @@ pub(crate) fn fill(path: &Path, results: &Results) -> Result<(), Error> {
     let mut page = fs::read_to_string(path)?;
     replace(&mut page, "machine", &machine(results));
     for setting in &results.settings {
-        let name = report::size(setting.pipe_max_size as u64);
+        let name = match setting.halt_poll {
+            true => "halt-poll".into(),
+            false => report::size(setting.pipe_max_size as u64),
+        };
         replace(&mut page, &name, &tables(setting));
     }
     if results.settings.iter().any(plot::has_arrival) {
@@ -39,13 +42,15 @@ fn machine(results: &Results) -> String {
     let machine = &results.machine;
     format!(
         "Linux {}, {} × {}, {} MiB of memory, transparent huge pages `{}`, CAP_SYS_RESOURCE: {}; \
-         commit {}; {} MiB of memory dumped, medians of {} rounds.\n",
+         a thread that waits for a byte is woken up in {:.1} µs{}; commit {}; {} MiB of memory dumped, medians of {} rounds.\n",
         machine.kernel,
         machine.cores,
         machine.processor,
         machine.memory_bytes >> 20,
         machine.transparent_hugepages,
         if machine.may_exceed_pipe_max_size { "yes" } else { "no" },
+        machine.wake_up_micros,
+        machine.halt_poll_ns.map_or_else(String::new, |ns| format!(" (guest_halt_poll_ns = {ns})")),
         machine.commit,
         results.megabytes,
         results.rounds,

@@ -38,24 +38,43 @@ pub(crate) fn run() -> Result<ExitCode, Error> {
     for pipe_max_size in settings {
         let _held = setting::hold(pipe_max_size)?;
         report::print_setting(pipe_max_size);
-        results.settings.push(SettingResults { pipe_max_size, cases: Vec::new() });
-        let is_first = results.settings.len() == 1;
-        let is_due = |case: &&Case| is_first || !case.is_same_in_all_settings();
-        for case in CASES.iter().filter(|case| bench.options.wants(case.name)).filter(is_due) {
-            let measured = bench.measure(case);
-            report::print_case(&measured);
-            if let Some(setting) = results.settings.last_mut() {
-                setting.cases.push(measured);
-            }
-            // Whoever interrupts the run keeps what was measured so far.
-            save(&results)?;
-        }
+        let is_first = results.settings.is_empty();
+        let is_due = |case: &Case| is_first || !case.is_same_in_all_settings();
+        bench.measure_all(&mut results, pipe_max_size, false, is_due)?;
+    }
+    let has_case = |case: &Case| case.is_waking_up() && bench.options.wants(case.name);
+    if setting::can_turn_halt_poll_on() && CASES.iter().any(has_case) {
+        let _held = setting::hold_halt_poll()?;
+        report::print_halt_poll();
+        let pipe_max_size = setting::pipe_max_size()?;
+        bench.measure_all(&mut results, pipe_max_size, true, Case::is_waking_up)?;
     }
     let failed = report::print_failures(&results);
     Ok(if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 
 impl Bench {
+    /// All cases that are wanted and due with a setting.
+    fn measure_all(
+        &self,
+        results: &mut Results,
+        pipe_max_size: usize,
+        halt_poll: bool,
+        is_due: impl Fn(&Case) -> bool,
+    ) -> Result<(), Error> {
+        results.settings.push(SettingResults { pipe_max_size, halt_poll, cases: Vec::new() });
+        for case in CASES.iter().filter(|case| self.options.wants(case.name) && is_due(case)) {
+            let measured = self.measure(case);
+            report::print_case(&measured);
+            if let Some(setting) = results.settings.last_mut() {
+                setting.cases.push(measured);
+            }
+            // Whoever interrupts the run keeps what was measured so far.
+            save(results)?;
+        }
+        Ok(())
+    }
+
     /// Everybody does the work once a round, in turns, so that what else the machine does hits
     /// all of them.
     fn measure(&self, case: &Case) -> CaseResults {

@@ -39,7 +39,7 @@ pub(crate) fn run(docs: &Path) -> Result<ExitCode, Error> {
     let results: Results = serde_json::from_str(&text)?;
     let figures = docs.join("figures");
     fs::create_dir_all(&figures)?;
-    for setting in &results.settings {
+    for setting in results.settings.iter().filter(|setting| !setting.halt_poll) {
         for measure in MEASURES {
             let path = figures.join(format!("{}-{}.svg", measure.name, file_name(setting)));
             fs::write(&path, draw(setting, measure))?;

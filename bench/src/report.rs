@@ -14,6 +14,7 @@ pub(crate) fn print_machine(results: &Results) {
         machine.commit,
     );
     println!("{} MiB, {} rounds, medians; GB are 10⁹ bytes", results.megabytes, results.rounds);
+    println!("a thread that waits for a byte is woken up in {:.1} µs", machine.wake_up_micros);
     if machine.may_exceed_pipe_max_size {
         println!("CAP_SYS_RESOURCE is there: pipes get 4 MiB whatever fs.pipe-max-size says");
     }
@@ -22,6 +23,11 @@ pub(crate) fn print_machine(results: &Results) {
 /// With which setting the following cases run.
 pub(crate) fn print_setting(pipe_max_size: usize) {
     println!("\n==== fs.pipe-max-size = {} ====", size(pipe_max_size as u64));
+}
+
+/// The same for what is measured once more.
+pub(crate) fn print_halt_poll() {
+    println!("\n==== idle processors that wait for work as the kernel has them by default ====");
 }
 
 /// One case's table.

@@ -5,15 +5,18 @@ use crate::cases::{Contender, Restore, Source};
 use crate::client::Client;
 use crate::consumer;
 use crate::feed::{self, Feed};
-use crate::image::Image;
+use crate::image::{Image, Shape, SmallFile};
 use crate::measure::Bench;
 use crate::pipes;
 use crate::process::{Group, Program, in_path};
 use crate::results::{ProcessCost, Round};
 use crate::scratch::Scratch;
+use crate::server;
 use crate::streamer::{Started, Store, Streamer};
+use criu_protocol::{Direction, Event, Listener};
+use std::collections::HashMap;
 use std::fs::File;
-use std::io::{self, ErrorKind};
+use std::io::{self, ErrorKind, Write};
 use std::os::fd::OwnedFd;
 use std::thread::{self, Scope, ScopedJoinHandle};
 use std::time::Instant;
@@ -24,6 +27,7 @@ pub(crate) fn run(bench: &Bench, restore: &Restore, contender: &Contender) -> Re
     let image = restore.shape.image(&bench.memory);
     let filters = |store| streamer(bench, restore, &image, Streamer::Filters, store);
     match contender {
+        Contender::Bare if restore.shape == Shape::SmallFiles => nobody(&image),
         Contender::Bare if restore.source == Source::File => bare_file(bench, &image),
         Contender::Bare => bare(bench, &image),
         Contender::Cat => cat(bench, &image),
@@ -95,6 +99,38 @@ fn file(kept: &Scratch, feed: &Feed<'_>) -> io::Result<OwnedFd> {
     let path = kept.path().join("stream");
     feed.write_to(File::create(&path)?)?;
     Ok(File::open(&path)?.into())
+}
+
+/// The protocol's limit: a thread that has all files at hand.
+fn nobody(image: &Image) -> Result<Round, Error> {
+    let scratch = Scratch::new("restore")?;
+    let listener = Listener::bind(scratch.path(), Direction::Serve)?;
+    thread::scope(|scope| {
+        let serving = scope.spawn(|| serve(&listener, image));
+        let start = Instant::now();
+        consumer::restore(Client::restore(scratch.path())?, image)?;
+        serving.join().map_err(|_| "the server panicked")??;
+        Ok(round(start, image, Vec::new()))
+    })
+}
+
+fn serve(listener: &Listener, image: &Image) -> Result<(), Error> {
+    let content = |file: &'_ SmallFile| (file.name.clone(), file.content.clone());
+    let files: HashMap<_, _> = image.small.iter().chain([&image.inventory]).map(content).collect();
+    let mut connection = server::accept(listener)?;
+    let mut promised = None;
+    loop {
+        match server::next_event(&mut connection)? {
+            Event::Request(name) => {
+                promised = name.ok().and_then(|name| files.get(name.as_str()));
+                connection.reply(promised.is_some())?;
+            }
+            Event::Pipe(pipe) => {
+                File::from(pipe).write_all(promised.take().ok_or("a pipe for no file")?)?;
+            }
+            Event::HangUp => return Ok(()),
+        }
+    }
 }
 
 /// The least that a reader of a file can cost: no pipe at all.

@@ -18,6 +18,10 @@ pub(crate) struct Results {
 pub(crate) struct SettingResults {
     /// Bytes.
     pub(crate) pipe_max_size: usize,
+    /// With idle processors that wait for work as long as the kernel has them by default, on a
+    /// machine where that was turned off.
+    #[serde(default)]
+    pub(crate) halt_poll: bool,
     pub(crate) cases: Vec<CaseResults>,
 }
 
