@@ -1,40 +1,32 @@
 //! The tree is held: what has happened so far, and what follows from it.
 
-use super::pages::{self, Images};
+mod start;
+mod tell;
+
+use super::pages::Images;
 use super::peer::{Peer, There};
-use super::report::{End, Report};
 use super::rounds::Rounds;
 use super::series::Series;
 use super::tracking::Tracking;
-use super::{Destination, Plan, Refusal};
-use crate::archive;
+use super::{Plan, Refusal};
 use crate::cause::Cause;
-use crate::criu_log;
 use crate::events::Event;
 use crate::family::{Family, Role, signal_all};
-use crate::filters::{Tap, bytes_in, lending};
-use crate::front::{AFTER_KILL, CRIU_GRACE, Fact, GRACE, Outcome, Reins};
-use crate::gate::{Gate, Question, Stage};
+use crate::filters::{Tap, bytes_in};
+use crate::front::{Fact, GRACE, Outcome, Reins};
+use crate::gate::{Question, Stage};
 use crate::holder::{Holder, Weight};
 use crate::scratch::Scratch;
-use crate::shell::{Part, Shell};
-use crate::tell::{Seconds, Voice, print_line};
-use crate::tree::{State, Tree};
+use crate::shell::Shell;
+use crate::tell::Voice;
+use crate::tree::Tree;
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
-use pipe_io::pipe::Pipe;
-use pipe_io::process;
-use pipe_io::{Bytes, Rate};
-use std::os::fd::{AsRawFd, OwnedFd};
-use std::os::unix::process::ExitStatusExt;
+use pipe_io::Bytes;
 use std::path::PathBuf;
-use std::process::{Command, ExitStatus, Stdio};
+use std::process::ExitStatus;
 use std::time::{Duration, Instant};
 use wire_format::ImageId;
-
-/// With so many shards, one is for the metadata, so that a restore can begin early. With two, a
-/// single one would be left for the memory, and half as many compressors.
-const WITH_METADATA: usize = 3;
 
 /// How often to look whether all memory of the tree is there.
 const LOOK_AT_MEMORY: Duration = Duration::from_millis(50);
@@ -153,208 +145,6 @@ impl Held {
         // in their sessions: what has a session of its own was meant to stay.
         signal_all(&self.holder.family.left_in_sessions(None), Signal::SIGKILL);
         self.tell()
-    }
-
-    // --- Starting ---------------------------------------------------------------------------
-
-    fn start(&mut self) -> Result<(), Cause> {
-        match &self.plan.destination {
-            Destination::Command(_) => self.start_pipeline(),
-            // The rest when it has answered.
-            Destination::Host(route) => {
-                self.peer = Some(Peer::connect(route, &self.shell, &mut self.holder)?);
-                Ok(())
-            }
-        }
-    }
-
-    fn start_pipeline(&mut self) -> Result<(), Cause> {
-        let (stream, image) = Tap::new().map_err(Cause::System)?;
-        if let Some(rounds) = &mut self.rounds {
-            self.images = Some(rounds.begin(self.image).map_err(Cause::System)?);
-        }
-        match self.images {
-            None => self.start_capture(&stream)?,
-            Some(_) => self.start_page_capture(stream.writer().map_err(Cause::System)?)?,
-        }
-        self.stream = Some(stream);
-        self.start_takers(image)
-    }
-
-    fn start_capture(&mut self, stream: &Tap) -> Result<(), Cause> {
-        let directory = self.holder.scratch.path().to_owned();
-        let id = self.image.to_string();
-        let archive = match self.plan.files.is_empty() {
-            true => None,
-            false => {
-                let (tap, archive) = Tap::new().map_err(Cause::System)?;
-                self.files = Some(tap);
-                Some(archive)
-            }
-        };
-        let lent: Vec<&OwnedFd> = archive.iter().collect();
-        let prepare = |command: &mut Command| {
-            command.args(["--end-at-inventory", "--image-id", &id, "--images-dir"]).arg(directory);
-            if let Some(archive) = &archive {
-                let external = format!("{}:{}", archive::NAME, archive.as_raw_fd());
-                command.args(["--ext-file-fds", &external]);
-            }
-            command.stdout(stream.writer()?);
-            Ok(())
-        };
-        lending(&lent, || Ok(self.holder.start_filter(Role::Capture, "criu-sock-capture", prepare)))
-            .map_err(Cause::System)?
-    }
-
-    fn start_page_capture(&mut self, stream: OwnedFd) -> Result<(), Cause> {
-        let Some(images) = self.images.clone() else { return Ok(()) };
-        let (scratch, id) = (self.holder.scratch.path().to_owned(), self.image);
-        self.holder.start_filter(Role::PageCapture, "criu-page-capture", |command| {
-            images.prepare_capture(command, &scratch, id);
-            command.stdout(stream);
-            Ok(())
-        })
-    }
-
-    /// Starts what takes the image, and splits it into shards if there are several.
-    fn start_takers(&mut self, image: OwnedFd) -> Result<(), Cause> {
-        if self.plan.shards.get() == 1 {
-            return self.hand_over(None, image);
-        }
-        let mut readers = Vec::new();
-        for _ in 0..self.plan.shards.get() {
-            let (tap, read) = Tap::new().map_err(Cause::System)?;
-            self.shards.push(tap);
-            readers.push(read);
-        }
-        let fds: Vec<&OwnedFd> = self.shards.iter().map(Tap::fd).collect();
-        let metadata_first = self.plan.shards.get() >= WITH_METADATA;
-        self.holder.start_with_shards(Role::Split, "shard-split", &fds, |command| {
-            if metadata_first {
-                command.arg("--metadata-first");
-            }
-            command.stdin(image);
-            Ok(())
-        })?;
-        let mut commands = readers.into_iter().enumerate();
-        commands.try_for_each(|(index, read)| self.hand_over(Some(index), read))
-    }
-
-    /// Gives the image, or a shard of it, to whoever takes it.
-    fn hand_over(&mut self, index: Option<usize>, image: OwnedFd) -> Result<(), Cause> {
-        let text = match (&self.plan.destination, &mut self.peer) {
-            (_, Some(peer)) => return peer.send(index, image, &mut self.holder),
-            (Destination::Command(text), None) => text,
-            (Destination::Host(_), None) => return Ok(()),
-        };
-        let part = Part {
-            shard: index.map(|index| (index, self.plan.shards.get())),
-            image: Some(self.image),
-            parent: self.parent(),
-        };
-        let mut command = self.shell.command(text, part, &[0]);
-        command.stdin(image);
-        self.holder.start(Role::Command(index), command)
-    }
-
-    /// Starts CRIU if all memory of the tree is there: what is still on its way to a process that
-    /// was restored with memory on demand would be missing in the image.
-    fn start_criu_if_possible(&mut self) -> Result<(), Cause> {
-        if !self.due {
-            return Ok(());
-        }
-        self.incomplete = self.tree.lacks_memory();
-        self.due = self.incomplete.is_some();
-        if self.due { Ok(()) } else { self.start_criu() }
-    }
-
-    fn start_criu(&mut self) -> Result<(), Cause> {
-        let scratch = self.holder.scratch.path().to_owned();
-        let mut criu = Command::new(&self.criu);
-        // A tree that runs on between two rounds is not let go by anybody.
-        let gate = match self.is_in_round() {
-            true => None,
-            false => Some(Gate::new().map_err(Cause::System)?),
-        };
-        criu.arg(if gate.is_some() { "dump" } else { "pre-dump" });
-        match &self.images {
-            None => _ = criu.args(["--stream", "--images-dir"]).arg(&scratch),
-            Some(images) => images.prepare_criu(&mut criu),
-        }
-        criu.arg("--tree").arg(self.tree.root().to_string());
-        criu.arg("--work-dir").arg(self.plan.logs.as_ref().unwrap_or(&scratch));
-        // With more, CRIU notes each run of pages that it sends, and takes longer for that than for
-        // an increment of fragmented memory.
-        let verbosity = if self.images.is_some() { "-v3" } else { "-v4" };
-        criu.args([verbosity, "--log-file", "dump.log"]);
-        if self.plan.leave_running {
-            criu.arg("--leave-running");
-        }
-        if let Some(gate) = &gate {
-            gate.ask_here(&mut criu, self.plan.time_limit + CRIU_GRACE + AFTER_KILL);
-        }
-        criu.args(&self.plan.criu_options.arguments);
-        criu_log::remove(&self.log());
-        if let Some(tracking) = &self.tracking {
-            tracking.note(self.image).map_err(Cause::System)?;
-        }
-        let holder = &mut self.holder;
-        match self.images {
-            None => holder.start_criu(criu, gate, false),
-            Some(_) => {
-                pages::connected(criu, &scratch, |criu| holder.start_criu(criu, gate, false))
-                    .map_err(Cause::System)?
-            }
-        }
-    }
-
-    /// The tree is frozen: what it writes to does not change any more.
-    fn start_tar(&mut self) -> Result<(), Cause> {
-        let Some(tap) = self.files.as_ref().filter(|_| !self.holder.has_failed()) else {
-            return Ok(());
-        };
-        let mut tar =
-            archive::pack(&self.plan.files).map_err(|error| Cause::NotStarted(Role::Tar, error))?;
-        tar.stdin(Stdio::null()).stdout(tap.writer().map_err(Cause::System)?);
-        process::in_a_new_session(&mut tar);
-        self.holder.start(Role::Tar, tar)
-    }
-
-    fn start_verification(&mut self, text: &str) -> Result<(), Cause> {
-        self.verification = Verification::Goes;
-        let count = self.plan.shards.get();
-        let mut readers = Vec::new();
-        for index in 0..count {
-            let (tap, read) = Tap::new().map_err(Cause::System)?;
-            let shard = (count > 1).then_some(index);
-            let part = Part {
-                shard: shard.map(|index| (index, count)),
-                image: Some(self.image),
-                parent: self.parent(),
-            };
-            let mut command = self.shell.command(text, part, &[0, 1]);
-            command.stdin(Stdio::null()).stdout(tap.writer().map_err(Cause::System)?);
-            self.holder.start(Role::ReadBack(shard), command)?;
-            self.read_back.push(Some(tap));
-            readers.push(read);
-        }
-        // A single part is a stream by itself.
-        let image = if count > 1 { self.start_merge(&readers)? } else { readers.remove(0) };
-        let id = self.image.to_string();
-        self.holder.start_filter(Role::Extract, "image-extract", |command| {
-            command.args(["--verify", "--image-id", &id]).stdin(image);
-            Ok(())
-        })
-    }
-
-    fn start_merge(&mut self, shards: &[OwnedFd]) -> Result<OwnedFd, Cause> {
-        let Pipe { read, write } = Pipe::new().map_err(Cause::System)?;
-        let shards: Vec<&OwnedFd> = shards.iter().collect();
-        self.holder.start_with_shards(Role::Merge, "shard-merge", &shards, |command| {
-            command.stdout(write);
-            Ok(())
-        })?;
-        Ok(read)
     }
 
     // --- Listening --------------------------------------------------------------------------
@@ -667,203 +457,6 @@ impl Held {
             self.holder.family.running(Role::Connection(index)).is_some()
         };
         thawed.elapsed() >= GRACE || !(0..connections).any(is_running)
-    }
-
-    // --- Telling ----------------------------------------------------------------------------
-
-    /// What is waited for, in words.
-    fn awaited(&self) -> String {
-        let running = |role| self.holder.family.running(role).is_some();
-        if self.holder.has_let_go {
-            return "CRIU to let the tree go".into();
-        }
-        let unanswered = self.peer.as_ref().filter(|peer| peer.is_connecting() || peer.is_going());
-        if let Some(peer) = unanswered {
-            return format!("the answer of {}", peer.host());
-        }
-        if self.verification == Verification::Goes {
-            return "the image to be read back".into();
-        }
-        if self.is_safe() {
-            return "CRIU to ask".into();
-        }
-        if let Some(index) = self.shards.iter().position(Tap::is_filled) {
-            return self.taker(Some(index)).to_string();
-        }
-        if self.stream.as_ref().is_some_and(Tap::is_filled) && self.shards.is_empty() {
-            return self.taker(None).to_string();
-        }
-        if let Some(pid) = self.incomplete {
-            return format!("the memory of process {pid}, which image-serve brings");
-        }
-        if running(self.capture()) || self.frozen.is_none() {
-            return "CRIU's dump".into();
-        }
-        if let Some(peer) = &self.peer {
-            return match peer.is_prepared() {
-                true => "CRIU to ask".into(),
-                false => format!("the restore at {}", peer.host()),
-            };
-        }
-        let waiting = (0..self.plan.shards.get()).map(|it| Role::Command(Some(it)));
-        let mut waiting = waiting.chain([Role::Command(None)]).filter(|role| running(*role));
-        match (waiting.next(), waiting.next()) {
-            (Some(role), None) => role.to_string(),
-            (Some(_), Some(_)) => "the commands".into(),
-            _ => "shard-split".into(),
-        }
-    }
-
-    /// Who takes the image, or a shard of it.
-    fn taker(&self, index: Option<usize>) -> Role {
-        match self.peer {
-            Some(_) => Role::Connection(index),
-            None => Role::Command(index),
-        }
-    }
-
-    fn show(&mut self) {
-        self.holder.ask_for_bytes(self.capture());
-        if !self.holder.live.is_due() {
-            return;
-        }
-        let awaited = self.awaited();
-        if let Some(rounds) = self.rounds.as_ref().filter(|it| it.tree_runs()) {
-            let (number, bytes) = (rounds.number(), Bytes(self.bytes));
-            let line = format_args!("round {number}: {bytes}; waiting for {awaited}");
-            return self.holder.live.show(line);
-        }
-        let rate = Rate(self.bytes, self.frozen_for());
-        let left = self.expected.unwrap_or(0).saturating_sub(self.bytes);
-        let time = match rate.time_for(left) {
-            Some(time) if left > 0 && self.stream.is_some() => {
-                format!(", {} s left", time.as_secs() + 1)
-            }
-            _ => String::new(),
-        };
-        let bytes = Bytes(self.bytes);
-        let of = match self.expected {
-            Some(expected) => format!(" of about {}", Bytes(expected.max(self.bytes))),
-            None => String::new(),
-        };
-        self.holder.live.show(format_args!("{bytes}{of}, {rate}{time}; waiting for {awaited}"));
-    }
-
-    fn frozen_for(&self) -> Duration {
-        let Some(frozen) = self.frozen else { return Duration::ZERO };
-        self.thawed.unwrap_or_else(Instant::now).saturating_duration_since(frozen)
-    }
-
-    fn report(&self) -> Report {
-        Report {
-            end: match (self.holder.has_failed(), self.is_over()) {
-                (true, _) => End::Failed,
-                (false, true) => End::Done,
-                (false, false) => End::Going,
-            },
-            bytes: self.bytes,
-            frozen: self.frozen_for(),
-            image: self.image,
-            parent: self.parent(),
-            before: self.rounds.as_ref().map(Rounds::bytes),
-            image_is_safe: self.is_safe(),
-            process: self.tree.root(),
-            state: self.tree.state(),
-            there: self.there(),
-            cause: self.holder.cause().map(Cause::to_string),
-        }
-    }
-
-    fn there(&self) -> Option<(String, There)> {
-        match &self.plan.destination {
-            Destination::Command(_) => None,
-            Destination::Host(route) => {
-                let there = self.peer.as_ref().map_or(There::No, Peer::there);
-                Some((route.to_string(), there))
-            }
-        }
-    }
-
-    fn log(&self) -> PathBuf {
-        let directory = self.plan.logs.as_deref().unwrap_or(self.holder.scratch.path());
-        self.plan.criu_options.log(directory, "dump.log")
-    }
-
-    /// The last line, and what stands before it.
-    fn tell(self) -> Outcome {
-        self.wait_for_tree();
-        let report = self.report();
-        let voice = self.holder.voice;
-        self.note_in_series(report.state);
-        self.holder.explain(&self.log(), &format!("criu-dump-{}", report.process));
-        self.holder.scratch.remove();
-        let time = Seconds(report.frozen);
-        let outcome = match self.holder.cause() {
-            None => {
-                let (bytes, rate) = (Bytes(report.bytes), Rate(report.bytes, report.frozen));
-                let before = match (&self.rounds, report.parent) {
-                    (Some(rounds), _) => format!("{rounds}; "),
-                    (None, Some(parent)) => format!("an increment of {parent}; "),
-                    (None, None) => String::new(),
-                };
-                voice.last_unless_quiet(format_args!(
-                    "done: {bytes}, {rate}; {before}frozen for {time}; {report}"
-                ));
-                Outcome::Status(0)
-            }
-            Some(cause) => {
-                let warning = self.warning();
-                voice.last(format_args!("FAILED: {cause}{warning}; frozen for {time}; {report}"));
-                self.holder.failed_outcome()
-            }
-        };
-        if let Some(json) = &self.plan.json {
-            print_line(json, &report.json());
-        }
-        outcome
-    }
-
-    /// Notes what the next image of a series can build on. Where that cannot be noted, it is whole.
-    fn note_in_series(&self, state: State) {
-        if let (Some(tracking), State::Gone) = (&self.tracking, state) {
-            tracking.forget();
-        }
-        let Some(series) = &self.series else { return };
-        let noted = match (self.holder.cause(), state) {
-            (None, State::Runs | State::Stopped) => series.go_on(),
-            (None, State::Gone) => series.end(),
-            (Some(_), _) => series.give_up(),
-        };
-        if let (Err(error), Some(directory)) = (noted, &self.plan.increments) {
-            let (path, error) = (directory.display(), pipe_io::reason(&error));
-            self.holder.voice.say(format_args!("warning: {path}: {error}"));
-        }
-    }
-
-    /// What must be known beside the cause.
-    fn warning(&self) -> String {
-        let mut warning = self.holder.left_over();
-        if self.holder.criu_was_killed() {
-            warning += "; CRIU was killed: TCP connections of the tree may be dead";
-        }
-        if self.is_safe() && self.peer.is_none() {
-            warning += "; the image is whole";
-        }
-        warning
-    }
-
-    /// Whoever was killed, or let go by a CRIU that was killed, takes a moment.
-    fn wait_for_tree(&self) {
-        let stays = self.plan.leave_running || self.plan.criu_options.leaves_tree;
-        let passing = match self.holder.family.status(Role::Criu) {
-            Some(status) if status.success() && self.holder.has_let_go && !stays => State::Runs,
-            Some(status) if status.signal().is_some() => State::Stopped,
-            _ => return,
-        };
-        let until = Instant::now() + GRACE;
-        while self.tree.state() == passing && Instant::now() < until {
-            std::thread::sleep(Duration::from_millis(5));
-        }
     }
 }
 
