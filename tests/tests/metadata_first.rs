@@ -261,6 +261,14 @@ fn a_set_that_lost_anything_is_refused() {
 }
 
 #[test]
+fn two_shards_in_one_are_refused() {
+    let [metadata, memory] = &shards_of(&image(300_000), 2)[..] else { panic!("two shards") };
+    let merged = filters::merge(&[[&metadata[..], memory].concat(), Vec::new()]);
+    merged.refused_with_a_place("joined");
+    assert!(!looks_complete(&merged.stdout), "looks complete");
+}
+
+#[test]
 fn shards_of_two_splits_of_an_image_are_refused() {
     let stream = image(MEMORY);
     let identified = |stream: &[u8]| {

@@ -97,7 +97,12 @@ impl Merge {
     fn forward_side(&mut self, index: usize, side: Side, sides: &mut Sides) -> Result<(), Error> {
         let Some(shard) = self.shards.get_mut(index) else { return Ok(()) };
         let position = shard.head_position();
+        let least = shard.least_seq();
         let Some(marker) = shard.take() else { return Ok(()) };
+        if marker.seq < least {
+            let error = GrammarError::Sequence { expected: least, found: marker.seq };
+            return Err(Error::Grammar(shard.place.clone(), position, error));
+        }
         if let Some(image_id) = marker.image_id {
             self.output.identify(image_id);
         }

@@ -19,6 +19,8 @@ pub(crate) struct Shard {
     reader: StreamReader<Ready>,
     /// Its next marker, once it is there.
     head: Option<Marker>,
+    /// The number of the last marker that was taken.
+    last: Option<u64>,
     /// What its first marker has said.
     claim: Option<Claim>,
     /// Where the next marker begins, in bytes from the start of the shard.
@@ -62,6 +64,7 @@ impl Shard {
             counters,
             reader: StreamReader::new(Ready(endpoint)),
             head: None,
+            last: None,
             claim: None,
             head_position: 0,
             payload_left: 0,
@@ -130,7 +133,13 @@ impl Shard {
     /// Takes the next marker. Its payload is to be taken before the shard is looked at again.
     pub(crate) fn take(&mut self) -> Option<Marker> {
         self.head_position = self.reader.position();
+        self.last = self.head_seq().or(self.last);
         self.head.take()
+    }
+
+    /// The least number that its next marker may have: they rise inside each shard.
+    pub(crate) fn least_seq(&self) -> u64 {
+        self.last.map_or(0, |last| last.saturating_add(1))
     }
 
     /// Notes that payload was taken out of [`Shard::endpoint`].
