@@ -103,6 +103,13 @@ impl StreamOutput {
         Ok(())
     }
 
+    /// Writes some of the last `left` bytes of announced data from memory, together with markers.
+    pub fn held_payload(&mut self, bytes: &[u8], left: u32) -> Result<(), OutputError> {
+        self.writer.payload(bytes).map_err(OutputError)?;
+        self.count(u64::from(left).saturating_sub(bytes.len() as u64));
+        Ok(())
+    }
+
     /// Moves the data that was announced, all of it.
     pub fn payload(&mut self, from: &Endpoint, length: u32) -> Result<(), SourceError> {
         let mut left = length;

@@ -276,6 +276,14 @@ pub(crate) fn move_payload(
 ) -> Result<(), Error> {
     let mut left = length;
     while left > 0 {
+        let held = shard.held(left);
+        if !held.is_empty() {
+            output.held_payload(held, left)?;
+            let taken = held.len() as u32;
+            shard.took(taken.into());
+            left -= taken;
+            continue;
+        }
         let moved =
             output.some_payload(shard.endpoint(), length, left).map_err(|error| match error {
                 SourceError::Output(error) => Error::Output(error),

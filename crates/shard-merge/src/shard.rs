@@ -8,7 +8,7 @@ use std::io::{self, ErrorKind, Read};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::time::Duration;
-use wire_format::{Marker, ReadError, StreamReader};
+use wire_format::{Body, Marker, ReadError, StreamReader};
 
 /// A shard that is being read.
 #[derive(Debug)]
@@ -83,6 +83,9 @@ impl Shard {
                 let position = self.reader.position();
                 self.counters.add(self.index, position - self.head_position);
                 self.claim.get_or_insert_with(|| Claim::of(&marker));
+                if let Some(bytes) = at_once(&marker) {
+                    self.reader.read_ahead(bytes);
+                }
                 Ok(Some(self.head.insert(marker)))
             }
             Ok(None) => {
@@ -142,8 +145,16 @@ impl Shard {
         self.last.map_or(0, |last| last.saturating_add(1))
     }
 
-    /// Notes that payload was taken out of [`Shard::endpoint`].
+    /// Payload that was read together with a marker, up to so many bytes. It comes before what is
+    /// in [`Shard::endpoint`].
+    pub(crate) fn held(&self, most: u32) -> &[u8] {
+        let held = self.reader.held();
+        held.get(..most as usize).unwrap_or(held)
+    }
+
+    /// Notes that payload was taken: first what is held, and then out of [`Shard::endpoint`].
     pub(crate) fn took(&mut self, bytes: u64) {
+        self.reader.drop_held(usize::try_from(bytes).unwrap_or(usize::MAX));
         self.reader.advance(bytes);
         self.head_position = self.reader.position();
         self.counters.add(self.index, bytes);
@@ -166,6 +177,10 @@ impl Shard {
         if !matches!(endpoint.kind(), Kind::Pipe | Kind::Socket) {
             return Ok(self.payload_left);
         }
+        let held = self.held(self.payload_left).len() as u32;
+        if held > 0 {
+            return Ok(held);
+        }
         let failed = |error| Error::open(self.place.clone(), error);
         let mut queued = pipe::queued(endpoint).map_err(failed)?;
         if queued == 0 && poll::is_readable(endpoint).map_err(failed)? {
@@ -187,6 +202,20 @@ impl Shard {
     /// How many bytes of it were read.
     pub(crate) fn position(&self) -> u64 {
         self.reader.position()
+    }
+}
+
+/// How many bytes may be read at once behind a marker: small files have several markers for some
+/// hundred bytes, so they are read together. Where pages come, all but the first of them are left
+/// alone, to be moved and not copied. `None` where the marker does not tell what comes.
+fn at_once(marker: &Marker) -> Option<usize> {
+    /// A page, which holds the markers and the payload of most small files.
+    const SMALL: usize = 4096;
+
+    match marker.body {
+        Body::FileData(length) if length >= SMALL as u32 => Some(0),
+        Body::FileData(_) | Body::FileEof => Some(SMALL),
+        Body::Filename(_) | Body::ImageEof => None,
     }
 }
 

@@ -6,7 +6,7 @@ use std::io::{self, Write};
 /// Numbers the markers of a stream and writes as many as it can with one call.
 ///
 /// Markers are collected until [`StreamWriter::flush`]. The payload that a marker announces is
-/// put into the sink by the caller, after a flush.
+/// put into the sink by the caller, after a flush; a little of it may be collected with them.
 #[derive(Debug)]
 pub struct StreamWriter<W> {
     sink: W,
@@ -66,7 +66,13 @@ impl<W: Write> StreamWriter<W> {
         self.marker(Body::ImageEof)
     }
 
-    /// Writes the markers that were collected.
+    /// Adds payload that was announced, to go with the markers.
+    pub fn payload(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.pending.extend_from_slice(bytes);
+        self.flush_if_large()
+    }
+
+    /// Writes what was collected.
     pub fn flush(&mut self) -> io::Result<()> {
         if !self.pending.is_empty() {
             self.sink.write_all(&self.pending)?;
@@ -83,8 +89,6 @@ impl<W: Write> StreamWriter<W> {
 
     /// The same with a marker that may say that all files have been named.
     pub fn put(&mut self, body: Body, all_named: bool) -> io::Result<()> {
-        // Half a page: what is collected costs one slot of a pipe, and is gone before it grows.
-        const PENDING_MAX: usize = 2048;
         let (image_id, parent_id) = (self.image_id.take(), self.parent_id.take());
         let payload = if let Body::FileData(length) = body { length.into() } else { 0 };
         let before = self.pending.len();
@@ -92,6 +96,13 @@ impl<W: Write> StreamWriter<W> {
             .encode(&mut self.pending);
         self.next_seq += 1;
         self.written += (self.pending.len() - before) as u64 + payload;
+        self.flush_if_large()
+    }
+
+    fn flush_if_large(&mut self) -> io::Result<()> {
+        // Half a page: what is collected costs one slot of a pipe, and is gone before it grows.
+        const PENDING_MAX: usize = 2048;
+
         if self.pending.len() > PENDING_MAX { self.flush() } else { Ok(()) }
     }
 }
