@@ -11,8 +11,9 @@ use std::thread;
 use nix::fcntl::{SpliceFFlags, vmsplice};
 use tempfile::tempdir;
 use tests::criu::{DumpClient, pipe};
-use tests::filters::{capture, merge_from, split_to};
-use tests::pipeline::{Running, program};
+use tests::filters::{capture, merge_from, split, split_to};
+use tests::pipeline::{Filter, Running, program};
+use tests::stream::{Writer, read_stream};
 
 /// `criu-sock-capture | shard-split | shard-merge`, in bash so that `strace` can be put before
 /// each; what comes out is discarded by splicing.
@@ -58,6 +59,30 @@ fn no_payload_passes_through_the_memory_of_a_filter() {
         let largest = trace.lines().filter_map(transferred).max();
         assert!(largest.is_some_and(|bytes| bytes <= SMALL), "{filter}: {largest:?} bytes at once");
     }
+}
+
+#[test]
+fn a_merge_of_small_files_reads_less_than_once_a_file() {
+    const FILES: usize = 500;
+
+    if Command::new("strace").arg("-V").stdout(Stdio::null()).status().is_err() {
+        println!("skipped: a_merge_of_small_files_reads_less_than_once_a_file: no strace");
+        return;
+    }
+    let dir = tempdir().expect("a directory");
+    let small = |stream: Writer, index| stream.file(&format!("core-{index}.img"), &[7; 300]);
+    let stream = (0..FILES).fold(Writer::new(), small).file("inventory.img", b"all").image_eof();
+    let stream = stream.finish();
+    let (finished, shards) = split(&stream, 2);
+    finished.succeeded();
+    let path = |index| dir.path().join(format!("{index}.shard"));
+    (0..).zip(&shards).for_each(|(index, it)| fs::write(path(index), it).expect("a file"));
+    let trace = dir.path().join("trace");
+    let launcher = ["strace", "-qq", "-e", "trace=read", "-o", trace.to_str().expect("a path")];
+    let merge = Filter::under(&launcher, "shard-merge").arg(path(0)).arg(path(1)).run(b"");
+    assert_eq!(read_stream(&merge.stdout), read_stream(&stream));
+    let reads = fs::read_to_string(trace).expect("strace has written").lines().count();
+    assert!(reads < FILES, "{reads} reads");
 }
 
 /// What `read(3, …) = 4096` says.
