@@ -1,10 +1,11 @@
 //! The machine that was measured.
 
+use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::sys::utsname::uname;
+use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 use std::fs;
 use std::io::{self, Read, Write};
-use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::Command;
@@ -27,7 +28,8 @@ pub(crate) struct Machine {
     /// nanoseconds; `None` where Linux does not say.
     #[serde(default)]
     pub(crate) halt_poll_ns: Option<usize>,
-    /// How long it takes to wake up a thread that waits for a byte, in microseconds.
+    /// How long it takes to wake up a thread that waits for a byte on another processor, in
+    /// microseconds.
     #[serde(default)]
     pub(crate) wake_up_micros: f64,
     /// The commit of the filters, if git knows; with a `+` for uncommitted changes.
@@ -54,25 +56,42 @@ impl Machine {
     }
 }
 
-/// How long it takes until a thread that waits for a byte has it: half of the way there and back.
-fn wake_up() -> io::Result<Duration> {
+/// How long it takes until a thread that waits for a byte on another processor has it: half of the
+/// way there and back. `None` if there is only one.
+fn wake_up() -> Option<Duration> {
+    let ours = sched_getaffinity(Pid::from_raw(0)).ok()?;
+    let mut processors = (0..CpuSet::count()).filter(|it| ours.is_set(*it).unwrap_or(false));
+    let (here, there) = (processors.next()?, processors.next()?);
+    let (near, far) = UnixStream::pair().ok()?;
+    thread::scope(|scope| {
+        scope.spawn(move || pin(there).and_then(|()| echo(far)));
+        scope.spawn(move || pin(here).and_then(|()| there_and_back(near))).join().ok()?.ok()
+    })
+}
+
+fn pin(processor: usize) -> io::Result<()> {
+    let mut set = CpuSet::new();
+    set.set(processor)?;
+    Ok(sched_setaffinity(Pid::from_raw(0), &set)?)
+}
+
+fn echo(mut socket: UnixStream) -> io::Result<()> {
+    let mut byte = [0];
+    loop {
+        socket.read_exact(&mut byte)?;
+        socket.write_all(&byte)?;
+    }
+}
+
+fn there_and_back(mut socket: UnixStream) -> io::Result<Duration> {
     const TIMES: u32 = 2000;
 
-    let (mut near, mut far) = UnixStream::pair()?;
-    thread::scope(|scope| {
-        scope.spawn(move || {
-            let mut byte = [0];
-            while far.read_exact(&mut byte).and_then(|()| far.write_all(&byte)).is_ok() {}
-        });
-        let start = Instant::now();
-        for _ in 0..TIMES {
-            near.write_all(&[0])?;
-            near.read_exact(&mut [0])?;
-        }
-        let elapsed = start.elapsed();
-        near.shutdown(Shutdown::Both)?;
-        Ok(elapsed / TIMES / 2)
-    })
+    let start = Instant::now();
+    for _ in 0..TIMES {
+        socket.write_all(&[0])?;
+        socket.read_exact(&mut [0])?;
+    }
+    Ok(start.elapsed() / TIMES / 2)
 }
 
 /// Bytes of memory that programs could still get.

@@ -42,7 +42,7 @@ fn machine(results: &Results) -> String {
     let machine = &results.machine;
     format!(
         "Linux {}, {} × {}, {} MiB of memory, transparent huge pages `{}`, CAP_SYS_RESOURCE: {}; \
-         a thread that waits for a byte is woken up in {:.1} µs{}; commit {}; {} MiB of memory dumped, medians of {} rounds.\n",
+         a thread that waits for a byte on another processor is woken up in {:.1} µs{}; commit {}; {} MiB of memory dumped, medians of {} rounds.\n",
         machine.kernel,
         machine.cores,
         machine.processor,

@@ -14,7 +14,10 @@ pub(crate) fn print_machine(results: &Results) {
         machine.commit,
     );
     println!("{} MiB, {} rounds, medians; GB are 10⁹ bytes", results.megabytes, results.rounds);
-    println!("a thread that waits for a byte is woken up in {:.1} µs", machine.wake_up_micros);
+    println!(
+        "a thread that waits for a byte on another processor is woken up in {:.1} µs",
+        machine.wake_up_micros
+    );
     if machine.may_exceed_pipe_max_size {
         println!("CAP_SYS_RESOURCE is there: pipes get 4 MiB whatever fs.pipe-max-size says");
     }

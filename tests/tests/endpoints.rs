@@ -19,7 +19,7 @@ use nix::unistd::mkfifo;
 use tempfile::tempdir;
 use tests::criu::pipe;
 use tests::filters;
-use tests::pipeline::{Filter, collect_from, write_until_refused};
+use tests::pipeline::{Filter, collect_from, wait_until, write_until_refused};
 use tests::random::Random;
 use tests::stream::{Body, Writer, read_shards, read_stream};
 
@@ -219,7 +219,8 @@ fn a_file_gets_its_name_when_the_image_is_complete_and_not_before() {
         let running = split_into(dir.path(), &operands).stdin(stdin).start();
         let mut feed = File::from(feed);
         feed.write_all(&stream[..stream.len() / 2]).expect("it reads");
-        assert_eq!(listed(dir.path()).len(), 3 + 2, "two temporary files beside their targets");
+        let beside = || listed(dir.path()).len() == 3 + 2;
+        wait_until("two temporary files beside their targets", beside);
         running.signal(signal);
         assert_eq!(running.finish().status.signal(), Some(signal as i32));
         assert_eq!(listed(dir.path()), ["b.img", "c.img", "far"], "{signal}");
