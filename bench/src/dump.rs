@@ -123,9 +123,10 @@ fn nobody(bench: &Bench, image: &Image) -> Result<Round, Error> {
     let scratch = Scratch::new("dump")?;
     let listener = Listener::bind(scratch.path(), Direction::Capture)?;
     thread::scope(|scope| {
+        let client = Client::dump(scratch.path())?;
         let discarding = scope.spawn(|| discard_dump(&listener));
         let start = Instant::now();
-        producer::dump(Client::dump(scratch.path())?, image, &bench.memory)?;
+        producer::dump(client, image, &bench.memory)?;
         discarding.join().map_err(|_| "the reader panicked")??;
         Ok(round(start, image, Vec::new()))
     })

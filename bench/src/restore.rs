@@ -106,9 +106,10 @@ fn nobody(image: &Image) -> Result<Round, Error> {
     let scratch = Scratch::new("restore")?;
     let listener = Listener::bind(scratch.path(), Direction::Serve)?;
     thread::scope(|scope| {
+        let client = Client::restore(scratch.path())?;
         let serving = scope.spawn(|| serve(&listener, image));
         let start = Instant::now();
-        consumer::restore(Client::restore(scratch.path())?, image)?;
+        consumer::restore(client, image)?;
         serving.join().map_err(|_| "the server panicked")??;
         Ok(round(start, image, Vec::new()))
     })

@@ -170,6 +170,9 @@ impl StreamOutput {
 
     /// The same from a pipe to a pipe, whose reader is left alone while it copies.
     fn splice_some(&mut self, from: &Endpoint, length: usize) -> Result<usize, MoveError> {
+        /// A poll that need not wait takes less.
+        const AT_ONCE: Duration = Duration::from_micros(5);
+
         let mut has_waited = false;
         loop {
             self.rest.sleep();
@@ -184,9 +187,11 @@ impl StreamOutput {
                     if self.waits_for_source {
                         self.await_source(from)?;
                     } else {
-                        let to = self.writer.get_ref();
-                        poll::wait_writable(to).map_err(MoveError::Output)?;
-                        self.rest.begin(self.capacity);
+                        let start = Instant::now();
+                        poll::wait_writable(self.writer.get_ref()).map_err(MoveError::Output)?;
+                        if start.elapsed() > AT_ONCE {
+                            self.rest.begin(self.capacity);
+                        }
                     }
                 }
                 Ok(moved) => {

@@ -153,11 +153,12 @@ impl Outflow {
 
     /// Sends what there is room for. Call when its turn has come, or the pipe was just opened.
     pub(crate) fn pour(&mut self, image: Option<&Endpoint>) -> Result<Poured, Error> {
-        self.looks_at = None;
+        // What is found then says nothing of how the reader reads.
+        let only_looks = self.looks_at.take().is_some();
         self.was_kept_waiting = false;
         let has_rested = self.rests_until.take().is_some();
         let poured = self.send_some(image);
-        if !self.has_room && self.reading != Reading::InOneSlot {
+        if !self.has_room && self.reading != Reading::InOneSlot && !only_looks {
             self.learn(has_rested);
         }
         poured
@@ -184,7 +185,9 @@ impl Outflow {
         let start = Instant::now();
         let sent = send(piece, self.sent, most, &self.pipe, image);
         let usual = splice::usual_time(sent.as_ref().copied().unwrap_or(0));
-        self.was_kept_waiting |= start.elapsed() > usual + PROMPT;
+        // What comes from a file waits for the disk, and what comes from memory is copied here.
+        let moves = matches!(piece, Piece::Pipe(..));
+        self.was_kept_waiting |= moves && start.elapsed() > usual + PROMPT;
         sent
     }
 

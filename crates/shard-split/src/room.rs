@@ -9,8 +9,6 @@ use std::time::Instant;
 pub(crate) struct Room {
     /// Which of the shards it is.
     pub(crate) shard: usize,
-    /// Page slots that are free.
-    pub(crate) free: Slots,
     /// Page slots that payload can have.
     pub(crate) slots: Slots,
     /// Bytes of payload that fit into them.
@@ -27,8 +25,8 @@ const MARKER_SLOTS: Slots = Slots(3);
 /// A quarter: with half, a reader that empties its pipe in two gulps waits for us; with less,
 /// each waking-up moves too little to be worth it.
 ///
-/// Poll must have been asked which shards are writable. The others have no room, and those that are
-/// left to their readers are not looked at.
+/// Those that poll has found full have no room, and those that are left to their readers are not
+/// looked at.
 pub(crate) fn most(
     shards: &mut [Shard],
     first: usize,
@@ -71,7 +69,7 @@ fn of(index: usize, shard: &mut Shard, density: u64) -> Result<Option<Room>, Err
     let is_usable = free == shard.slots() || (free > Slots(0) && shard.slots() <= kept);
     let slots = free.saturating_sub(kept).max(Slots(u64::from(is_usable)));
     let bytes = slots.bytes(density);
-    Ok((bytes > 0).then_some(Room { shard: index, free, slots, bytes }))
+    Ok((bytes > 0).then_some(Room { shard: index, slots, bytes }))
 }
 
 /// The room of a shard as far as it is known without looking, if `wanted` bytes fit, and half of
@@ -81,5 +79,5 @@ pub(crate) fn known(index: usize, shard: &Shard, wanted: u64, density: u64) -> O
     let slots = free.saturating_sub(MARKER_SLOTS + Slots(1));
     let bytes = slots.bytes(density);
     let is_enough = bytes >= wanted.max(1) && free >= shard.slots() / 2 && !shard.is_in_debt();
-    is_enough.then_some(Room { shard: index, free, slots, bytes })
+    is_enough.then_some(Room { shard: index, slots, bytes })
 }

@@ -150,15 +150,19 @@ impl Shard {
         marker.encode(out);
     }
 
-    /// Writes bytes as far as there is room, and owes the rest.
-    pub(crate) fn write(&mut self, bytes: &[u8], free: Slots) -> Result<(), Error> {
-        let slots = Slots::for_bytes(bytes.len());
-        if slots <= free && !self.is_in_debt() {
-            (&self.endpoint).write_all(bytes).map_err(|error| self.failed(error))?;
-            self.gave(bytes.len() as u64, slots);
-            return Ok(());
+    /// Writes bytes as far as there is room, and owes the rest. It does not rely on what the ledger
+    /// says, which is a guess where pages came half empty: a shard must not keep the others waiting.
+    pub(crate) fn write(&mut self, bytes: &[u8]) -> Result<(), Error> {
+        if bytes.len() > page() || self.is_in_debt() || !self.is_writable()? {
+            return self.owe(bytes);
         }
-        self.owe(bytes)
+        (&self.endpoint).write_all(bytes).map_err(|error| self.failed(error))?;
+        self.gave(bytes.len() as u64, Slots(1));
+        Ok(())
+    }
+
+    fn is_writable(&self) -> Result<bool, Error> {
+        poll::is_writable(&self.endpoint).map_err(|error| self.failed(error))
     }
 
     /// Takes bytes into memory, as far as there is no room for them.
@@ -187,9 +191,7 @@ impl Shard {
 
     /// Writes as much of the debt as there is room for now.
     pub(crate) fn pay(&mut self) -> Result<(), Error> {
-        while self.is_in_debt()
-            && poll::is_writable(&self.endpoint).map_err(|error| self.failed(error))?
-        {
+        while self.is_in_debt() && self.is_writable()? {
             let written =
                 (&self.endpoint).write(self.debt.page()).map_err(|error| self.failed(error))?;
             self.debt.pay(written);

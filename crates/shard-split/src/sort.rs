@@ -145,7 +145,7 @@ impl Split {
             self.push(Body::FileData(piece.len() as u32));
             self.write_markers(&room)?;
             if let Some(shard) = self.shards.get_mut(room.shard) {
-                shard.write(piece, room.slots)?;
+                shard.write(piece)?;
             }
             rest = behind;
         }
@@ -196,8 +196,7 @@ impl Split {
         }
         let batch = std::mem::take(&mut self.sorter.batch);
         let Some(shard) = self.shards.first_mut() else { return Ok(()) };
-        let free = shard.free()?;
-        shard.write(&batch, free)?;
+        shard.write(&batch)?;
         while let Some(shard) = self.shards.first_mut().filter(|shard| shard.debt() > BEHIND_MAX) {
             shard.note_room(false, Instant::now());
             self.wait_for_shards(PollFlags::empty())?;

@@ -415,7 +415,7 @@ impl Split {
         for marker in self.pending.drain(..) {
             shard.encode(marker, &mut bytes);
         }
-        shard.write(&bytes, room.free)
+        shard.write(&bytes)
     }
 
     /// Writes the collected markers where there is room.

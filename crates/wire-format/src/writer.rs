@@ -100,7 +100,7 @@ impl<W: Write> StreamWriter<W> {
     }
 
     fn flush_if_large(&mut self) -> io::Result<()> {
-        // Half a page: what is collected costs one slot of a pipe, and is gone before it grows.
+        // Half a page: so much costs one slot of a pipe, and is gone before it grows.
         const PENDING_MAX: usize = 2048;
 
         if self.pending.len() > PENDING_MAX { self.flush() } else { Ok(()) }
