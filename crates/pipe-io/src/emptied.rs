@@ -88,6 +88,8 @@ mod tests {
         emptied.watch(&write, 7).unwrap();
         emptied.take().unwrap();
         drop(read);
+        // A process that another test starts at this moment has it until its exec.
+        poll::wait_readable(&emptied).unwrap();
         assert_eq!(emptied.take().unwrap(), [7]);
     }
 }
