@@ -86,25 +86,13 @@ impl StreamInput {
         if let Some(parent) = marker.parent_id.filter(|_| !self.increments) {
             return Err(InputError::Increment(self.place.clone(), parent));
         }
-        self.look_ahead(&marker);
+        if self.reads_ahead {
+            self.reader.look_ahead(&marker);
+        }
         if marker.body == Body::ImageEof && !self.several {
             self.expect_end()?;
         }
         Ok(marker)
-    }
-
-    /// Small files have several markers for some hundred bytes, so they are read together. Where
-    /// pages come, all but the first of them are left alone, to be moved and not copied.
-    fn look_ahead(&mut self, marker: &Marker) {
-        /// In bytes: a page, which holds the markers and the payload of most small files.
-        const AT_ONCE: usize = 4096;
-
-        let is_small = match marker.body {
-            Body::FileData(length) => length < AT_ONCE as u32,
-            Body::FileEof => true,
-            Body::Filename(_) | Body::ImageEof => return,
-        };
-        self.reader.read_ahead(if is_small && self.reads_ahead { AT_ONCE } else { 0 });
     }
 
     /// The payload that was read ahead, up to so many bytes.

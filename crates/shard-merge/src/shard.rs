@@ -8,7 +8,7 @@ use std::io::{self, ErrorKind, Read};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::time::Duration;
-use wire_format::{Body, Marker, ReadError, StreamReader};
+use wire_format::{Marker, ReadError, StreamReader};
 
 /// A shard that is being read.
 #[derive(Debug)]
@@ -83,9 +83,7 @@ impl Shard {
                 let position = self.reader.position();
                 self.counters.add(self.index, position - self.head_position);
                 self.claim.get_or_insert_with(|| Claim::of(&marker));
-                if let Some(bytes) = at_once(&marker) {
-                    self.reader.read_ahead(bytes);
-                }
+                self.reader.look_ahead(&marker);
                 Ok(Some(self.head.insert(marker)))
             }
             Ok(None) => {
@@ -202,20 +200,6 @@ impl Shard {
     /// How many bytes of it were read.
     pub(crate) fn position(&self) -> u64 {
         self.reader.position()
-    }
-}
-
-/// How many bytes may be read at once behind a marker: small files have several markers for some
-/// hundred bytes, so they are read together. Where pages come, all but the first of them are left
-/// alone, to be moved and not copied. `None` where the marker does not tell what comes.
-fn at_once(marker: &Marker) -> Option<usize> {
-    /// A page, which holds the markers and the payload of most small files.
-    const SMALL: usize = 4096;
-
-    match marker.body {
-        Body::FileData(length) if length >= SMALL as u32 => Some(0),
-        Body::FileData(_) | Body::FileEof => Some(SMALL),
-        Body::Filename(_) | Body::ImageEof => None,
     }
 }
 

@@ -1,6 +1,6 @@
 //! Taking markers out of a stream.
 
-use crate::{Foreign, MARKER_MAX, Marker, MarkerError};
+use crate::{Body, Foreign, MARKER_MAX, Marker, MarkerError};
 use std::fmt;
 use std::io::{self, ErrorKind, Read};
 
@@ -142,6 +142,21 @@ impl<R> StreamReader<R> {
         self.ahead = bytes;
     }
 
+    /// The same, as it is worth behind this marker, the last one. Small files have several markers
+    /// for some hundred bytes, so they are read together. Where pages come, all but the first of
+    /// them are left alone, to be moved and not copied.
+    pub fn look_ahead(&mut self, marker: &Marker) {
+        /// In bytes: a page, which holds the markers and the payload of most small files.
+        const AT_ONCE: usize = 4096;
+
+        let is_small = match marker.body {
+            Body::FileData(length) => length < AT_ONCE as u32,
+            Body::FileEof => true,
+            Body::Filename(_) | Body::ImageEof => return,
+        };
+        self.read_ahead(if is_small { AT_ONCE } else { 0 });
+    }
+
     /// What was read and is no part of a marker that was returned: payload, if the last marker has
     /// announced any, comes first. The caller takes it from here before it takes from the source.
     pub fn held(&self) -> &[u8] {
@@ -196,7 +211,7 @@ impl std::error::Error for ReadError {}
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Body, FileName};
+    use crate::FileName;
 
     /// Gives what it has in pieces of so many bytes, and in between would block.
     struct Trickle<'a>(&'a [u8], usize, bool);
