@@ -6,6 +6,7 @@ mod lazy;
 mod load;
 mod network_lock;
 mod outflow;
+mod pause;
 mod remap;
 mod restore;
 mod serve;

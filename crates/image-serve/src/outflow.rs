@@ -1,6 +1,7 @@
 //! One file on its way to CRIU.
 
 use crate::error::Error;
+use crate::pause::{AT_ONCE, Pause};
 use crate::store::{self, Handed, Piece};
 use criu_protocol::is_read_when_opened;
 use pipe_io::poll::{self, PollFd, PollFlags};
@@ -21,18 +22,14 @@ pub(crate) struct Outflow {
     sent: usize,
     /// How much of the file was sent.
     sent_in_all: u64,
-    /// How much of it when the pipe was full.
-    sent_before: u64,
     pipe: Endpoint,
     /// The capacity that the pipe has, or had before it was to have one slot, in bytes.
     capacity: usize,
     reading: Reading,
     /// Whether its reader has made room since the pipe was full.
     has_room: bool,
-    /// Until when the pipe is left to its reader nevertheless.
-    rests_until: Option<Instant>,
-    /// How many more times it is.
-    rests_left: u32,
+    /// When the pipe is left to its reader nevertheless.
+    pause: Pause,
     /// Whether the last call had to wait for a reader that copied.
     was_kept_waiting: bool,
     /// When to look for room, where nobody may tell of it.
@@ -73,13 +70,6 @@ pub(crate) enum Poured {
 /// reader that keeps up would keep us from answering anybody else.
 const TURNS: usize = 16;
 
-/// After a read that has emptied only a part of the pipe, or in the middle of which we came, it is
-/// left to its reader for a moment when there is room, so that there is more: so many times, and
-/// then it is tried without. A reader that asks for all of it at once waits for us instead. With a
-/// quarter of this, restore-file took 16 % more CPU time than the filters of before in the same run
-/// (`BASE=DIR make bench`), and 9 % with this.
-const RESTS: u32 = 128;
-
 /// When to look for room in a pipe that may not have been full, in times of a rest.
 const LOOK_AFTER: u32 = 4;
 
@@ -112,13 +102,11 @@ impl Outflow {
             file,
             sent: 0,
             sent_in_all: 0,
-            sent_before: 0,
             pipe,
             capacity,
             reading,
             has_room: true,
-            rests_until: None,
-            rests_left: 0,
+            pause: Pause::new(capacity),
             was_kept_waiting: false,
             looks_at: None,
         })
@@ -128,8 +116,9 @@ impl Outflow {
     pub(crate) fn was_emptied(&mut self, now: Instant) {
         self.has_room = true;
         self.looks_at = None;
-        let may_rest = self.rests_left > 0 && self.reading != Reading::InOneSlot;
-        self.rests_until = may_rest.then(|| now + pipe::rest(self.capacity));
+        if self.reading != Reading::InOneSlot {
+            self.pause.begin(now);
+        }
     }
 
     /// Whether little is left to be sent of what has come, and more will come.
@@ -143,11 +132,9 @@ impl Outflow {
     /// When something can be sent, if all there is to wait for is time.
     pub(crate) fn next_turn(&self, now: Instant) -> Option<Duration> {
         let wants_room = self.file.complete || !self.file.pieces.is_empty();
-        let rest =
-            || self.rests_until.map_or(Duration::ZERO, |at| at.saturating_duration_since(now));
         match self.looks_at {
             Some(at) => Some(at.saturating_duration_since(now)),
-            None => (self.has_room && wants_room).then(rest),
+            None => (self.has_room && wants_room).then(|| self.pause.left(now)),
         }
     }
 
@@ -156,30 +143,18 @@ impl Outflow {
         // What is found then says nothing of how the reader reads.
         let only_looks = self.looks_at.take().is_some();
         self.was_kept_waiting = false;
-        let has_rested = self.rests_until.take().is_some();
+        let late = self.pause.end();
         let poured = self.send_some(image);
         if !self.has_room && self.reading != Reading::InOneSlot && !only_looks {
-            self.learn(has_rested);
+            self.pause.learn(self.was_kept_waiting, late);
         }
         poured
-    }
-
-    /// The pipe is full again: sees how much room its reader had made.
-    fn learn(&mut self, has_rested: bool) {
-        let filled = self.sent_in_all - std::mem::replace(&mut self.sent_before, self.sent_in_all);
-        let is_whole = filled >= seven_eighths(self.capacity);
-        self.rests_left = match (self.was_kept_waiting, has_rested) {
-            (true, _) => RESTS,
-            (false, true) => self.rests_left.saturating_sub(1),
-            (false, false) if is_whole => 0,
-            (false, false) => RESTS,
-        };
     }
 
     /// Sends some of the first piece, at most so many bytes, and notes if that was kept waiting.
     fn send_first(&mut self, most: usize, image: Option<&Endpoint>) -> io::Result<usize> {
         /// A call that waits for nobody is not so late, unless the machine is busy.
-        const PROMPT: Duration = Duration::from_micros(50);
+        const PROMPT: Duration = Duration::from_micros(10);
 
         let Some(piece) = self.file.pieces.front() else { return Ok(0) };
         let start = Instant::now();
@@ -200,6 +175,7 @@ impl Outflow {
             self.reading = Reading::Seen;
             self.capacity = pipe::grow(&self.pipe, self.capacity).unwrap_or(0);
         }
+        let before = self.sent_in_all;
         let mut turns = TURNS;
         while let Some(piece) = self.file.pieces.front() {
             if turns == 0 {
@@ -228,6 +204,9 @@ impl Outflow {
                     if self.file.pieces.len() > 1 && moved as u64 >= seven_eighths(self.capacity) {
                         return Ok(self.is_as_good_as_filled());
                     }
+                    if self.was_kept_waiting && self.sent_in_all - before >= AT_ONCE as u64 {
+                        return Ok(self.is_enough());
+                    }
                 }
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return self.is_filled(),
                 Err(error) if error.kind() == ErrorKind::BrokenPipe => return self.left(),
@@ -250,7 +229,7 @@ impl Outflow {
             && self.is_writable()?
         {
             self.has_room = true;
-            self.rests_until = Some(Instant::now() + pipe::rest(self.capacity));
+            self.pause.begin_unlearned(Instant::now(), pipe::rest(self.capacity));
         }
         Ok(Poured::Some)
     }
@@ -261,6 +240,12 @@ impl Outflow {
     fn is_as_good_as_filled(&mut self) -> Poured {
         self.has_room = false;
         self.looks_at = Some(Instant::now() + LOOK_AFTER * pipe::rest(self.capacity));
+        Poured::Some
+    }
+
+    /// The reader was met, and has enough for its next read, in which nothing can be sent.
+    fn is_enough(&mut self) -> Poured {
+        self.pause.begin(Instant::now());
         Poured::Some
     }
 
