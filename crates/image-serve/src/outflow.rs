@@ -201,10 +201,12 @@ impl Outflow {
                     if moved < left || self.reading == Reading::InOneSlot {
                         return self.is_filled();
                     }
-                    if self.file.pieces.len() > 1 && moved as u64 >= seven_eighths(self.capacity) {
+                    let goes_on = self.file.pieces.len() > 1;
+                    if goes_on && moved as u64 >= seven_eighths(self.capacity) {
                         return Ok(self.is_as_good_as_filled());
                     }
-                    if self.was_kept_waiting && self.sent_in_all - before >= AT_ONCE as u64 {
+                    let sent = self.sent_in_all - before;
+                    if goes_on && self.was_kept_waiting && sent >= AT_ONCE as u64 {
                         return Ok(self.is_enough());
                     }
                 }
