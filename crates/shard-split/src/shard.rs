@@ -32,6 +32,8 @@ pub(crate) struct Shard {
     slots: Slots,
     debt: Debt,
     rest: Rest,
+    /// When it was left to its reader the last time, with something to copy.
+    left_at: Option<Instant>,
     /// Whether poll has found no slot free, the last time.
     full: bool,
     /// Since when it has had no room, while there was something to be written.
@@ -63,6 +65,7 @@ impl Shard {
             slots,
             debt: Debt::default(),
             rest: Rest::of_one_of_many(),
+            left_at: None,
             full: false,
             blocked: None,
         })
@@ -117,7 +120,13 @@ impl Shard {
 
     /// Leaves the pipe to its reader, which has so many more bytes to copy.
     pub(crate) fn leave(&mut self, bytes: u64) {
+        self.left_at = Some(Instant::now());
         self.rest.begin(bytes);
+    }
+
+    /// When it was left to its reader the last time, with something to copy.
+    pub(crate) fn left_at(&self) -> Option<Instant> {
+        self.left_at
     }
 
     /// How long the pipe is still left to its reader, and not to be looked at.
