@@ -52,7 +52,7 @@ impl StreamOutput {
             counters,
             counted: 0,
             starved: Duration::ZERO,
-            rest: Rest::of_the_only_one(),
+            rest: Rest::of_the_only_one(capacity),
             waits_for_source: false,
             capacity,
         }

@@ -63,14 +63,20 @@ impl Rest {
 
     /// Where there is nothing else to do, a third: so much is it worth that the reader need not wait
     /// for us. One that reads 128 KiB at a time is not left alone then; otherwise it would get a
-    /// tenth less. With a pace of 0.6 at the slowest and 31/32 after a call that was not disturbed, as
-    /// above, a reader of a megabyte at a time gets half as much out of a pipe of 4 MiB
+    /// tenth less.
+    ///
+    /// A pipe that holds more than one read, of a MiB, is never left alone: with 4 MiB that saved
+    /// nothing, and a reader of a megabyte at a time got a quarter less out of it
     /// (`BENCH_ONLY=capture-1-dd make bench`).
-    pub fn of_the_only_one() -> Rest {
+    pub fn of_the_only_one(capacity: u64) -> Rest {
         /// As long as a reader holds the mutex that copies 128 KiB.
         const UNDISTURBED: Duration = Duration::from_micros(40);
 
-        Rest::tolerating(1.0 / 16.0, UNDISTURBED)
+        /// In bytes.
+        const ONE_READ: u64 = 1 << 20;
+
+        let tolerance = if capacity > ONE_READ { f64::INFINITY } else { 1.0 / 16.0 };
+        Rest::tolerating(tolerance, UNDISTURBED)
     }
 
     fn tolerating(tolerance: f64, undisturbed: Duration) -> Rest {
