@@ -3,8 +3,8 @@
 //! CRIU holds the pipe's mutex for as long as it copies, half a millisecond for a MiB of fresh
 //! memory, and whoever splices into the pipe meanwhile spins. Who comes when it has ended finds that
 //! it has asked for more, and sleeps. So the best is to come shortly before the end of the read that
-//! has begun when there was room: nobody sleeps then, and little is spun. How long it takes is
-//! learned, as it is the memory that is slow, and not the pipe.
+//! has begun when there was room: nobody sleeps then, and little is spun. How long a read takes is
+//! learned: it is up to the memory that CRIU fills, and to the machine.
 
 use pipe_io::pipe;
 use std::time::{Duration, Instant};
@@ -25,15 +25,17 @@ pub(crate) struct Pause {
 }
 
 impl Pause {
-    /// The longest one, in times of what is usual for a pipe of what is read at once.
+    /// The longest one, in times of what is usual for a pipe of what is read at once: 0.6 ms for a
+    /// MiB. Measured with a restore of 3 GiB by the real CRIU through pipes of 1 MiB, CPU time of
+    /// `image-serve` and time until all was restored: with this 0.35 and 1.79 s, with half of it 0.47
+    /// and 1.77 s, with twice as much 0.36 and 1.82 s; through pipes of 4 MiB 0.49, 0.48 and 0.57 s of
+    /// CPU time.
     const LONGEST: u32 = 4;
-    /// How long before the end of a read one had better be there, at most: timers are late.
-    const BEFORE: Duration = Duration::from_micros(80);
 
     /// For a pipe of this capacity, in bytes. None is made for a small one.
     pub(crate) fn new(capacity: usize) -> Pause {
         Pause {
-            // Of what the pipe holds beyond one read, nobody is in need.
+            // Its reader is busy with what the pipe holds beyond one read.
             shortest: pipe::rest(capacity.saturating_sub(AT_ONCE)),
             longest: pipe::rest(capacity.min(AT_ONCE)) * Pause::LONGEST,
             time: pipe::rest(capacity),
@@ -73,11 +75,12 @@ impl Pause {
     /// From when a reader that was met was done.
     fn learn_from(&mut self, copied_for: Option<Duration>, late: Duration) {
         let time = match copied_for {
-            Some(time) => time.saturating_sub(Pause::BEFORE.min(time / 8) + late),
+            // An eighth early, as timers are late. With a quarter, 4 % more CPU time.
+            Some(time) => time.saturating_sub(time / 8 + late),
             None => self.time * 3 / 4,
         };
         self.time = match time > self.longest {
-            // Of several reads one of the first will do.
+            // The reader was met in a later read than the first: an earlier one is aimed at.
             true => self.longest / 2,
             false => time,
         }

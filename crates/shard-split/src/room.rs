@@ -32,7 +32,7 @@ const MARKER_SLOTS: Slots = Slots(3);
 ///
 /// Those that poll has found full have no room, and those that are left to their readers are not
 /// looked at.
-pub(crate) fn most(
+pub(crate) fn much(
     shards: &mut [Shard],
     first: usize,
     wanted: u64,
