@@ -1,7 +1,7 @@
 //! One file on its way to CRIU.
 
 use crate::error::Error;
-use crate::pause::{AT_ONCE, Pause};
+use crate::pause::Pause;
 use crate::store::{self, Handed, Piece};
 use criu_protocol::is_read_when_opened;
 use pipe_io::poll::{self, PollFd, PollFlags};
@@ -28,10 +28,10 @@ pub(crate) struct Outflow {
     reading: Reading,
     /// Whether its reader has made room since the pipe was full.
     has_room: bool,
-    /// When the pipe is left to its reader nevertheless.
+    /// When the pipe is left to its reader although it has room.
     pause: Pause,
-    /// Whether the last call had to wait for a reader that copied.
-    was_kept_waiting: bool,
+    /// If the first splice of this turn had to wait for a reader that copied: when that was done.
+    met_until: Option<Instant>,
     /// When to look for room, where nobody may tell of it.
     looks_at: Option<Instant>,
 }
@@ -107,17 +107,19 @@ impl Outflow {
             reading,
             has_room: true,
             pause: Pause::new(capacity),
-            was_kept_waiting: false,
+            met_until: None,
             looks_at: None,
         })
     }
 
     /// Notes that its reader has made room, or has gone.
     pub(crate) fn was_emptied(&mut self, now: Instant) {
-        self.has_room = true;
         self.looks_at = None;
-        if self.reading != Reading::InOneSlot {
-            self.pause.begin(now);
+        let was_full = !std::mem::replace(&mut self.has_room, true);
+        match was_full && self.reading != Reading::InOneSlot {
+            true => self.pause.begin(now),
+            // Its reader may be waiting, or be gone.
+            false => self.pause.stop(),
         }
     }
 
@@ -142,27 +144,37 @@ impl Outflow {
     pub(crate) fn pour(&mut self, image: Option<&Endpoint>) -> Result<Poured, Error> {
         // What is found then says nothing of how the reader reads.
         let only_looks = self.looks_at.take().is_some();
-        self.was_kept_waiting = false;
+        self.met_until = None;
         let late = self.pause.end();
         let poured = self.send_some(image);
         if !self.has_room && self.reading != Reading::InOneSlot && !only_looks {
-            self.pause.learn(self.was_kept_waiting, late);
+            self.pause.learn(self.met_until, late);
         }
         poured
     }
 
-    /// Sends some of the first piece, at most so many bytes, and notes if that was kept waiting.
-    fn send_first(&mut self, most: usize, image: Option<&Endpoint>) -> io::Result<usize> {
-        /// A call that waits for nobody is not so late, unless the machine is busy.
+    /// Sends some of the first piece, at most so many bytes, and notes if that was kept waiting when
+    /// it is the first of this turn: later ones meet a reader of what was just sent.
+    fn send_first(
+        &mut self,
+        most: usize,
+        is_first: bool,
+        image: Option<&Endpoint>,
+    ) -> io::Result<usize> {
+        /// A call that waits for nobody is not so late, unless it was interrupted.
         const PROMPT: Duration = Duration::from_micros(10);
 
         let Some(piece) = self.file.pieces.front() else { return Ok(0) };
         let start = Instant::now();
         let sent = send(piece, self.sent, most, &self.pipe, image);
+        let end = Instant::now();
         let usual = splice::usual_time(sent.as_ref().copied().unwrap_or(0));
-        // What comes from a file waits for the disk, and what comes from memory is copied here.
+        // What comes from a file waits for the disk, and what comes from memory is looked up page by
+        // page.
         let moves = matches!(piece, Piece::Pipe(..));
-        self.was_kept_waiting |= moves && start.elapsed() > usual + PROMPT;
+        if is_first && moves && end - start > usual + PROMPT {
+            self.met_until = Some(end);
+        }
         sent
     }
 
@@ -174,6 +186,7 @@ impl Outflow {
             }
             self.reading = Reading::Seen;
             self.capacity = pipe::grow(&self.pipe, self.capacity).unwrap_or(0);
+            self.pause = Pause::new(self.capacity);
         }
         let before = self.sent_in_all;
         let mut turns = TURNS;
@@ -193,7 +206,7 @@ impl Outflow {
                 Reading::InOneSlot => left.min(SLOT),
                 Reading::Seen | Reading::Unseen => left,
             };
-            match self.send_first(most, image) {
+            match self.send_first(most, self.sent_in_all == before, image) {
                 Ok(0) => return Err(self.failed(ErrorKind::UnexpectedEof.into())),
                 Ok(moved) => {
                     self.sent += moved;
@@ -206,7 +219,7 @@ impl Outflow {
                         return Ok(self.is_as_good_as_filled());
                     }
                     let sent = self.sent_in_all - before;
-                    if goes_on && self.was_kept_waiting && sent >= AT_ONCE as u64 {
+                    if goes_on && self.met_until.is_some() && sent >= pipe::ONE_READ as u64 {
                         return Ok(self.is_enough());
                     }
                 }
@@ -245,7 +258,7 @@ impl Outflow {
         Poured::Some
     }
 
-    /// The reader was met, and has enough for its next read, in which nothing can be sent.
+    /// The reader was met, and has enough for its next read, during which nothing can be sent.
     fn is_enough(&mut self) -> Poured {
         self.pause.begin(Instant::now());
         Poured::Some

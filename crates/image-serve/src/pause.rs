@@ -1,43 +1,50 @@
 //! Leaving a pipe alone while CRIU copies out of it.
 //!
 //! CRIU holds the pipe's mutex for as long as it copies, half a millisecond for a MiB of fresh
-//! memory, and whoever splices into the pipe meanwhile spins. Who comes when it has ended finds that
-//! it has asked for more, and sleeps. So the best is to come shortly before the end of the read that
-//! has begun when there was room: nobody sleeps then, and little is spun. How long a read takes is
-//! learned: it is up to the memory that CRIU fills, and to the machine.
+//! memory, and whoever splices into the pipe meanwhile spins. Whoever comes after the read has ended
+//! finds CRIU asleep: it has already asked for more. So the best is to come shortly before the read
+//! ends that began when there was room: nobody sleeps then, and little time is spent spinning. How
+//! long a read takes is learned: it depends on the memory that CRIU fills, and on the machine.
+//!
+//! Only a splice from a pipe shows that. What comes from a file or from memory has no pauses, but
+//! for those of a pipe that holds more than one read.
 
-use pipe_io::pipe;
+use pipe_io::pipe::{self, ONE_READ};
 use std::time::{Duration, Instant};
-
-/// What CRIU reads at once, at most, in bytes.
-pub(crate) const AT_ONCE: usize = 1 << 20;
 
 /// The pauses of one pipe.
 #[derive(Debug)]
 pub(crate) struct Pause {
     shortest: Duration,
     longest: Duration,
-    /// What the next one is to take.
+    /// How long the next pause is.
     time: Duration,
-    /// When a read has begun that is to be waited for.
+    /// When the read began that this pause is to outlast.
     began: Option<Instant>,
     ends: Option<Instant>,
 }
 
 impl Pause {
-    /// The longest one, in times of what is usual for a pipe of what is read at once: 0.6 ms for a
-    /// MiB. Measured with a restore of 3 GiB by the real CRIU through pipes of 1 MiB, CPU time of
-    /// `image-serve` and time until all was restored: with this 0.35 and 1.79 s, with half of it 0.47
-    /// and 1.77 s, with twice as much 0.36 and 1.82 s; through pipes of 4 MiB 0.49, 0.48 and 0.57 s of
-    /// CPU time.
-    const LONGEST: u32 = 4;
+    /// The longest pause, as a multiple of [`pipe::rest`]: 1.2 ms for a pipe of 1 MiB, which holds one
+    /// read.
+    const LONGEST: u32 = 8;
+    /// The same where a pipe holds more, and is not to be found empty: 0.6 ms. Measured with a restore
+    /// of 3 GiB by the real CRIU through pipes of 4 MiB, CPU time of `image-serve`: with this 0.49 s,
+    /// with half of it 0.48 s, with twice as much 0.57 s. Through pipes of 1 MiB, 2, 4 and 8 times had
+    /// 0.47, 0.35 and 0.36 s.
+    const LONGEST_OF_MANY: u32 = 4;
+    /// A shorter one is not worth a sleep.
+    const SHORTEST: Duration = Duration::from_micros(20);
 
-    /// For a pipe of this capacity, in bytes. None is made for a small one.
+    /// For a pipe of this capacity, in bytes. A small one gets no pauses.
     pub(crate) fn new(capacity: usize) -> Pause {
         Pause {
             // Its reader is busy with what the pipe holds beyond one read.
-            shortest: pipe::rest(capacity.saturating_sub(AT_ONCE)),
-            longest: pipe::rest(capacity.min(AT_ONCE)) * Pause::LONGEST,
+            shortest: pipe::rest(capacity.saturating_sub(ONE_READ)),
+            longest: match capacity > ONE_READ {
+                true => pipe::rest(ONE_READ) * Pause::LONGEST_OF_MANY,
+                false => pipe::rest(capacity) * Pause::LONGEST,
+            },
             time: pipe::rest(capacity),
             began: None,
             ends: None,
@@ -47,7 +54,7 @@ impl Pause {
     /// A read begins: the pipe is left alone for as long as it is thought to take.
     pub(crate) fn begin(&mut self, now: Instant) {
         self.began = Some(now);
-        self.ends = (!self.time.is_zero()).then(|| now + self.time);
+        self.ends = (self.time >= Pause::SHORTEST).then(|| now + self.time);
     }
 
     /// The pipe is left alone for so long for another reason.
@@ -55,24 +62,30 @@ impl Pause {
         self.ends = Some(now + time);
     }
 
+    /// There is no reason any more to leave the pipe alone.
+    pub(crate) fn stop(&mut self) {
+        (self.began, self.ends) = (None, None);
+    }
+
     /// How long it is still left alone.
     pub(crate) fn left(&self, now: Instant) -> Duration {
         self.ends.map_or(Duration::ZERO, |end| end.saturating_duration_since(now))
     }
 
-    /// The pipe is not left alone any more. Returns by how much that comes too late.
+    /// The pipe is not left alone any more. Returns how late that is.
     pub(crate) fn end(&mut self) -> Duration {
         self.ends.take().map(|end| end.elapsed()).unwrap_or_default()
     }
 
-    /// The pipe is full again, after a pause that ended `late`, and whoever filled it met the reader
-    /// while it was copying, or did not.
-    pub(crate) fn learn(&mut self, has_met: bool, late: Duration) {
-        let copied_for = self.began.take().map(|began| began.elapsed());
-        self.learn_from(copied_for.filter(|_| has_met), late);
+    /// The pipe is full again, after a pause that ended `late`. If the reader was met while it was
+    /// copying, it was done at `done`.
+    pub(crate) fn learn(&mut self, done: Option<Instant>, late: Duration) {
+        let began = self.began.take();
+        let copied_for = began.zip(done).map(|(began, done)| done.saturating_duration_since(began));
+        self.learn_from(copied_for, late);
     }
 
-    /// From when a reader that was met was done.
+    /// `copied_for`: how long the read took, if it was still going on when we came.
     fn learn_from(&mut self, copied_for: Option<Duration>, late: Duration) {
         let time = match copied_for {
             // An eighth early, as timers are late. With a quarter, 4 % more CPU time.
@@ -108,7 +121,7 @@ mod tests {
     }
 
     #[test]
-    fn it_begins_earlier_to_end_on_a_machine_that_is_late() {
+    fn late_timers_shorten_the_pause() {
         let mut pause = Pause::new(MIB);
         pause.learn_from(Some(micros(500)), Duration::ZERO);
         let prompt = pause.time;
@@ -119,7 +132,7 @@ mod tests {
     }
 
     #[test]
-    fn who_meets_nobody_comes_earlier() {
+    fn a_reader_that_is_never_met_shortens_the_pause() {
         let mut pause = Pause::new(MIB);
         pause.learn_from(Some(micros(500)), Duration::ZERO);
         for _ in 0..30 {

@@ -32,6 +32,9 @@ pub fn page() -> usize {
 /// (docs/design.md section 6).
 pub const WANTED: usize = 4 << 20;
 
+/// What a reader takes at once, at most, in bytes: CRIU, lz4, mbuffer and dd ask for a MiB.
+pub const ONE_READ: usize = 1 << 20;
+
 /// The two ends of a pipe.
 #[derive(Debug)]
 pub struct Pipe {

@@ -7,6 +7,7 @@
 //! alone for a while. How long is learned: a reader that splices is done at once, and one that
 //! copies shows by keeping us waiting.
 
+use crate::pipe::ONE_READ;
 use nix::time::{ClockId, clock_gettime};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -19,9 +20,9 @@ pub struct Rest {
     tolerance: f64,
     /// Nor was one that was kept waiting no longer than this in all.
     undisturbed: Duration,
-    /// The pace is never taken to be slower, in nanoseconds a byte.
+    /// The slowest pace that is assumed, in nanoseconds for a byte.
     slowest: f64,
-    /// What the pace becomes after a call that was not disturbed: less, to find out whether less
+    /// The pace is multiplied by this after a call that was not disturbed, to find out whether less
     /// will do.
     eased: f64,
     /// How long it has the mutex for each byte, in nanoseconds.
@@ -65,17 +66,14 @@ impl Rest {
     /// for us. One that reads 128 KiB at a time is not left alone then; otherwise it would get a
     /// tenth less.
     ///
-    /// A pipe that holds more than one read, of a MiB, is never left alone: with 4 MiB that saved
+    /// A pipe that holds more than one read (1 MiB) is never left alone: with 4 MiB that saved
     /// nothing, and a reader of a megabyte at a time got a quarter less out of it
     /// (`BENCH_ONLY=capture-1-dd make bench`).
     pub fn of_the_only_one(capacity: u64) -> Rest {
         /// As long as a reader holds the mutex that copies 128 KiB.
         const UNDISTURBED: Duration = Duration::from_micros(40);
 
-        /// In bytes.
-        const ONE_READ: u64 = 1 << 20;
-
-        let tolerance = if capacity > ONE_READ { f64::INFINITY } else { 1.0 / 16.0 };
+        let tolerance = if capacity > ONE_READ as u64 { f64::INFINITY } else { 1.0 / 16.0 };
         Rest::tolerating(tolerance, UNDISTURBED)
     }
 
@@ -135,7 +133,8 @@ impl Rest {
         let each = spun.as_nanos() as f64 / self.bytes.max(1) as f64;
         let is_disturbed = spun > self.undisturbed && each > self.tolerance;
         self.pace = match is_disturbed {
-            true => (self.pace + each).min(self.slowest),
+            // One that was interrupted for long tells little.
+            true => (self.pace + each.min(self.slowest / 2.0)).min(self.slowest),
             false => self.pace * self.eased,
         };
         self.quiet = match is_disturbed {

@@ -20,8 +20,8 @@ const MARKER_SLOTS: Slots = Slots(3);
 
 /// A shard with room, of those from `first` on, if one has enough for `wanted` bytes or a quarter of
 /// its pipe, at `density` bytes of payload a slot: the first one that has three quarters of its pipe
-/// free, beginning with the one that was left to its reader for the longest time; else the one with
-/// the most room, and among equals the one that was given the least.
+/// free, beginning with the one that was given something longest ago; else the one with the most
+/// room, and among equals the one that was given the least.
 ///
 /// A quarter: with half, a reader that empties its pipe in two gulps waits for us; with less,
 /// each waking-up moves too little to be worth it.
@@ -32,7 +32,7 @@ const MARKER_SLOTS: Slots = Slots(3);
 ///
 /// Those that poll has found full have no room, and those that are left to their readers are not
 /// looked at.
-pub(crate) fn much(
+pub(crate) fn find(
     shards: &mut [Shard],
     first: usize,
     wanted: u64,
@@ -40,9 +40,9 @@ pub(crate) fn much(
 ) -> Result<Option<Room>, Error> {
     let now = Instant::now();
     let mut best: Option<(Room, u64)> = None;
-    let mut longest_first: Vec<_> = shards.iter_mut().enumerate().skip(first).collect();
-    longest_first.sort_by_key(|(_, shard)| shard.left_at());
-    for (index, shard) in longest_first {
+    let mut oldest_first: Vec<_> = shards.iter_mut().enumerate().skip(first).collect();
+    oldest_first.sort_by_key(|(_, shard)| shard.given_at());
+    for (index, shard) in oldest_first {
         if shard.is_full() {
             shard.note_room(false, now);
             continue;

@@ -32,8 +32,8 @@ pub(crate) struct Shard {
     slots: Slots,
     debt: Debt,
     rest: Rest,
-    /// When it was left to its reader the last time, with something to copy.
-    left_at: Option<Instant>,
+    /// When it was given something the last time.
+    given_at: Option<Instant>,
     /// Whether poll has found no slot free, the last time.
     full: bool,
     /// Since when it has had no room, while there was something to be written.
@@ -65,7 +65,7 @@ impl Shard {
             slots,
             debt: Debt::default(),
             rest: Rest::of_one_of_many(),
-            left_at: None,
+            given_at: None,
             full: false,
             blocked: None,
         })
@@ -120,13 +120,12 @@ impl Shard {
 
     /// Leaves the pipe to its reader, which has so many more bytes to copy.
     pub(crate) fn leave(&mut self, bytes: u64) {
-        self.left_at = Some(Instant::now());
         self.rest.begin(bytes);
     }
 
-    /// When it was left to its reader the last time, with something to copy.
-    pub(crate) fn left_at(&self) -> Option<Instant> {
-        self.left_at
+    /// When it was given something the last time.
+    pub(crate) fn given_at(&self) -> Option<Instant> {
+        self.given_at
     }
 
     /// How long the pipe is still left to its reader, and not to be looked at.
@@ -183,6 +182,7 @@ impl Shard {
     /// Notes that bytes were put into it, in at most that many slots.
     pub(crate) fn gave(&mut self, bytes: u64, slots: Slots) {
         self.given += bytes;
+        self.given_at = Some(Instant::now());
         self.counters.add(self.index, bytes);
         self.ledger.put(bytes, slots);
         self.free_at_least = self.free_at_least.saturating_sub(slots);

@@ -308,7 +308,7 @@ impl Split {
         Ok(())
     }
 
-    /// A shard with much room, as soon as one has enough.
+    /// A shard with plenty of room, as soon as one has enough.
     pub(crate) fn choose(&mut self, wanted: u64) -> Result<Room, Error> {
         let mut pause = Split::PAUSE_MIN;
         loop {
@@ -318,20 +318,20 @@ impl Split {
             }
             if self.may_skip_poll() {
                 self.shards.iter_mut().for_each(|shard| shard.note_writable(true));
-                if let Some(room) = self.much_room(wanted)? {
+                if let Some(room) = self.find_room(wanted)? {
                     return Ok(room);
                 }
             }
             self.look_for_room(None)?;
-            if let Some(room) = self.much_room(wanted)? {
+            if let Some(room) = self.find_room(wanted)? {
                 return Ok(room);
             }
             self.await_room(&mut pause)?;
         }
     }
 
-    fn much_room(&mut self, wanted: u64) -> Result<Option<Room>, Error> {
-        let room = room::much(&mut self.shards, self.first, wanted, self.density)?;
+    fn find_room(&mut self, wanted: u64) -> Result<Option<Room>, Error> {
+        let room = room::find(&mut self.shards, self.first, wanted, self.density)?;
         self.favourite = room.as_ref().map_or(self.favourite, |room| room.shard);
         Ok(room)
     }
