@@ -15,13 +15,21 @@ if os.getsid(0) != os.getpid():
 shared = mmap.mmap(-1, 64 * PAGE)
 for page in range(64):
     shared[page * PAGE] = page + 1
+# All have their size before anybody is told of an operation.
+outputs = []
+for index in range(processes):
+    path = status.rsplit(".", 1)[0] + "." + str(index)
+    outputs.append(os.open(path, os.O_WRONLY | os.O_CREAT))
+    os.pwrite(outputs[index], b"%12d\n" % 0, 0)
 index = 0
 for child in range(1, processes):
     if os.fork() == 0:
         index = child
         break
-path = status.rsplit(".", 1)[0] + "." + str(index)
-output = os.open(path, os.O_WRONLY | os.O_CREAT)
+output = outputs[index]
+for other in outputs:
+    if other != output:
+        os.close(other)
 seeds = status.rsplit(".", 1)[0] + ".seed"
 seed = None
 random.seed(index)
