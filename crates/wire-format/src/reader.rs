@@ -24,7 +24,7 @@ fn frame_min(last: Option<u64>) -> usize {
 /// Reads the markers of a stream, and never a byte of payload unless told to.
 ///
 /// After a [`crate::Body::FileData`] the caller takes that many bytes out of the source itself
-/// and says so with [`StreamReader::advance`]. With [`StreamReader::read_ahead`] the first of them
+/// and says so with [`StreamReader::advance`]. With [`StreamReader::look_ahead`] the first of them
 /// may be in the reader.
 #[derive(Debug)]
 pub struct StreamReader<R> {
@@ -138,13 +138,14 @@ impl<R> StreamReader<R> {
     /// Lets the next reads ask for so many bytes at once, whatever they are: markers of small files
     /// come many at a time then, with the payload between them. With 0, as it is at first, no byte
     /// of payload is read.
-    pub fn read_ahead(&mut self, bytes: usize) {
+    fn read_ahead(&mut self, bytes: usize) {
         self.ahead = bytes;
     }
 
-    /// The same, as it is worth behind this marker, the last one. Small files have several markers
-    /// for some hundred bytes, so they are read together. Where pages come, all but the first of
-    /// them are left alone, to be moved and not copied.
+    /// Lets the next reads ask for as much at once as is worth it behind this marker, the last one.
+    /// Small files have several markers for some hundred bytes, so they are read together, with the
+    /// payload between them. Where pages come, all but the first of them are left alone, to be moved
+    /// and not copied.
     pub fn look_ahead(&mut self, marker: &Marker) {
         /// In bytes: a page, which holds the markers and the payload of most small files.
         const AT_ONCE: usize = 4096;
